@@ -1,0 +1,1 @@
+"""What the Tenfold packages share: logging, run records, seeding, accelerator set-up."""
