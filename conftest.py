@@ -1,0 +1,125 @@
+"""What the tests of all packages share: parity cases, the data root, and the ``gpu`` mark.
+
+A parity case is ``<case>.json`` (what was done, with every argument) beside ``<case>.npz`` (what the reference
+implementation returned). A test that takes the fixture ``parity_case`` runs once for each case in the folder
+``cases`` beside it, and for each case of ``--parity-cases DIR``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parent
+
+_spec = importlib.util.spec_from_file_location("parity_fill", ROOT / "tests" / "parity_fill.py")
+assert _spec is not None and _spec.loader is not None
+parity_fill = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(parity_fill)
+
+
+@dataclass(frozen=True)
+class ParityCase:
+    """One case; ``case[...]`` is a field of its JSON."""
+
+    path: Path
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return content
+
+    def __getitem__(self, field: str) -> Any:
+        return self.fields[field]
+
+    @cached_property
+    def outputs(self) -> dict[str, np.ndarray]:
+        """What the reference returned, by name."""
+        with np.load(self.path.with_suffix(".npz"), allow_pickle=False) as archive:
+            return dict(archive)
+
+    def state_dict(self, field: str = "state_dict") -> dict[str, Tensor]:
+        """The weights, regenerated from their keys and shapes."""
+        weights: dict[str, Tensor] = parity_fill.fill_state_dict(self[field])
+        return weights
+
+    def check(self, name: str, actual: Any, rtol: float | None = None, atol: float | None = None) -> None:
+        """Compare one output with the reference's: the case's tolerances, by default rtol 1e-4 in fp32."""
+        expected = torch.as_tensor(self.outputs[name])
+        actual = torch.as_tensor(actual).detach().to(expected.dtype)
+        torch.testing.assert_close(
+            actual,
+            expected,
+            rtol=self.fields.get("rtol", 1e-4) if rtol is None else rtol,
+            atol=self.fields.get("atol", 1e-6) if atol is None else atol,
+            msg=lambda message: f"{self.path.stem}: {name}: {message}",
+        )
+
+
+def fill_input(spec: dict[str, Any]) -> Tensor:
+    """An input from its JSON description: a seeded normal draw, scaled and transformed as it says."""
+    if "normal_cdf_of_fill_input_seed" in spec:
+        normal = parity_fill.fill_input(spec["normal_cdf_of_fill_input_seed"], spec["shape"])
+        return torch.special.ndtr(normal.double()).float()
+    values = spec.get("scale", 1.0) * parity_fill.fill_input(spec["fill_input_seed"], spec["shape"])
+    transform = spec.get("transform")
+    if transform is None:
+        return values
+    if transform == "softmax over dim 1":
+        return values.softmax(dim=1)
+    raise ValueError(f"unknown transform {transform!r} in a parity case")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity-cases", type=Path, default=None, help="folder with further parity cases")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "parity_case" not in metafunc.fixturenames:
+        return
+    folders = [Path(metafunc.module.__file__).parent / "cases"]
+    if (further := metafunc.config.getoption("--parity-cases")) is not None:
+        if not further.is_dir():
+            raise pytest.UsageError(f"--parity-cases: no folder {further}")
+        folders.append(further)
+    cases = [ParityCase(path) for folder in folders for path in sorted(folder.glob("*.json"))]
+    metafunc.parametrize("parity_case", cases, ids=[f"{c.path.parent.name}/{c.path.stem}" for c in cases])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
+
+
+@pytest.fixture
+def fill() -> Any:
+    """Makes an input from its description in a parity case."""
+    return fill_input
+
+
+@pytest.fixture(scope="session")
+def further_data() -> Path | None:
+    """The folder with further real data: ``$TENFOLD_DATA``, else ``shared/data`` beside the checkout, else None."""
+    root = Path(os.environ.get("TENFOLD_DATA", ROOT.parent / "shared" / "data"))
+    return root.resolve() if root.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def data_root(further_data: Path | None) -> Path:
+    """The same folder for tests that cannot do without it."""
+    if further_data is None:
+        pytest.skip("needs further data: set TENFOLD_DATA to its folder")
+    return further_data
