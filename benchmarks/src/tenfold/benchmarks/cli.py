@@ -78,7 +78,8 @@ class Validate(Sources):
             print(problem)
         tables = sum(paper.reported is not None for paper in collection.papers)
         print(
-            f"{plural(len(collection.records), 'valid record')}, {plural(tables, 'valid reported.toml')}, "
+            f"{plural(len(collection.records), 'valid record')}, "
+            f"{plural(tables, 'valid table')} of reported numbers, "
             f"{plural(len(collection.problems), 'problem')}",
             file=sys.stderr,
         )
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command: Dashboard | Serve | Validate = tyro.cli(
             Dashboard | Serve | Validate,
             prog="tenfold-benchmarks",
-            description=__doc__,
+            description="Dashboards over the run records of the Tenfold packages: build, serve, validate.",
             args=arguments,
         )
         sys.exit(command())

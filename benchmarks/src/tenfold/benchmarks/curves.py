@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-MOST_POINTS = 400
+MOST_POINTS = 300
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,13 @@ def thinned_curve(curve: Mapping[str, Any]) -> dict[str, Any]:
     """One run's curve as plain JSON, thinned and rounded."""
     x, y = _sorted_curve(curve)
     kept = thinned(y)
-    return {"x": rounded(x[kept]), "y": rounded(y[kept]), "x_label": curve["x_label"]}
+    return {"x": rounded(x[kept], digits=9), "y": rounded(y[kept]), "x_label": curve["x_label"]}
 
 
-def rounded(values: Floats) -> list[float | None]:
-    """Six significant digits, None for NaN: what the page's JSON carries."""
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+def rounded(values: Floats, digits: int = 5) -> list[float | None]:
+    """``digits`` significant digits, whole numbers without decimals, None for NaN: what the pages carry."""
+    short = [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in values]
+    return [int(value) if value is not None and value.is_integer() else value for value in short]
 
 
 def _sorted_curve(curve: Mapping[str, Any]) -> tuple[Floats, Floats]:

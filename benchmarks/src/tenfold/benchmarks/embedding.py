@@ -38,7 +38,7 @@ def curve_data(page: PaperPage) -> dict[str, Any]:
 
 
 def compare_data(page: PaperPage) -> list[dict[str, Any]]:
-    """The runs of a paper as the compare page shows them. Mappings are lists of pairs, texts are formatted."""
+    """The runs of a paper as the compare page shows them. Mappings become lists of pairs."""
     return [_run(run) for run in page.runs]
 
 
@@ -46,7 +46,8 @@ def _band(band: Band) -> dict[str, Any]:
     return {
         "method": band.method,
         "seeds": band.seeds,
-        **{name: rounded(getattr(band, name)) for name in ("x", "mean", "low", "high")},
+        "x": rounded(band.x, digits=9),
+        **{name: rounded(getattr(band, name)) for name in ("mean", "low", "high")},
     }
 
 

@@ -64,7 +64,7 @@ def replaced(output: Path) -> Iterator[Path]:
             output.rename(old)
         try:
             fresh.rename(output)
-        except OSError:
+        except BaseException:
             if old.exists():
                 old.rename(output)
             raise

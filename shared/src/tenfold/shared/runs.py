@@ -88,11 +88,18 @@ class Run:
         config: a dataclass or mapping of plain values that determine the outcome. Paths and device choices
             do not belong in it: they would change the hash and end up in the record.
         x_label: what a logged step counts ("epoch", "iteration"), the x axis of the curves.
+        checkpoint_seconds: how long after one checkpoint the next is due.
         is_writer: False on all but one process of a distributed run; such a run reads but never writes.
     """
 
     def __init__(
-        self, root: Path, key: RunKey, config: Any, x_label: str = "epoch", is_writer: bool = True
+        self,
+        root: Path,
+        key: RunKey,
+        config: Any,
+        x_label: str = "epoch",
+        checkpoint_seconds: float = 15.0,
+        is_writer: bool = True,
     ) -> None:
         self.key = key
         self.directory = root / key.path
@@ -100,7 +107,8 @@ class Run:
         self.config_hash = config_hash(self.config)
         self.x_label = x_label
         self.is_writer = is_writer
-        self._started = time.monotonic()
+        self.checkpoint_seconds = checkpoint_seconds
+        self._started = self._last_checkpoint = time.monotonic()
         self._started_at = datetime.now(UTC)
         self._elapsed_before = 0.0
         self._figures: list[dict[str, str]] = []
@@ -122,6 +130,8 @@ class Run:
         return self.result is not None
 
     def __enter__(self) -> Self:
+        self._started = self._last_checkpoint = time.monotonic()
+        self._started_at = datetime.now(UTC)
         if not self.is_writer:
             return self
         try:
@@ -174,6 +184,11 @@ class Run:
             "state": dict(state),
         }
         save_atomically(self.directory / "checkpoint.pt", content)
+        self._last_checkpoint = time.monotonic()
+
+    @property
+    def is_checkpoint_due(self) -> bool:
+        return time.monotonic() - self._last_checkpoint >= self.checkpoint_seconds
 
     def resume(self) -> dict[str, Any] | None:
         """The state of the last checkpoint, with all global RNGs put back; None where there is none.

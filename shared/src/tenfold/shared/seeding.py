@@ -39,6 +39,11 @@ def seed_worker(worker_id: int) -> None:
     random.seed(seed)
 
 
+def epoch_order(size: int, seed: int, epoch: int) -> torch.Tensor:
+    """A permutation of 0..size-1 that depends on nothing but its arguments, so an interrupted epoch can go on."""
+    return torch.randperm(size, generator=make_generator(seed * 1_000_003 + epoch))
+
+
 def rng_state() -> dict[str, Any]:
     """The state of every global random number generator, as plain values and tensors.
 

@@ -98,7 +98,8 @@ function colour(index) {
   return colours[index % colours.length];
 }
 
-const dash = (index) => DASHES[Math.floor(index / PALETTE.light.length) % DASHES.length];
+// Every fourth method starts a new dash pattern, so that lines differ by more than colour.
+const dash = (index) => DASHES[Math.floor(index / 4) % DASHES.length];
 
 function translucent(hex, alpha) {
   const [r, g, b] = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tenfold.gfkd.backends import Backend
@@ -102,26 +102,81 @@ _SOCIAL = ("imdb-b", "collab", "reddit-b")
 _GCN_PAIRS = (("gcn5_64", "gcn5_32"), ("gcn5_64", "gcn3_64"), ("gcn5_64", "gcn3_32"))
 _GIN_PAIRS = (("gin5_64", "gin5_32"), ("gin5_64", "gin3_64"), ("gin5_64", "gin3_32"))
 _CROSS_PAIRS = (("gcn5_64", "gin3_32"), ("gin5_64", "gcn3_32"))
+_ABLATIONS: tuple[tuple[str, dict[str, float | int]], ...] = (
+    ("GFKD without R_bn", {"bn_weight": 0.0}),
+    ("GFKD without R_oh", {"onehot_weight": 0.0}),
+    ("GFKD without both", {"bn_weight": 0.0, "onehot_weight": 0.0}),
+)
 
-_TEACHER = TrainingConfig(epochs=300, shuffle=True)
-_RELEASED_STUDENT = TrainingConfig(epochs=300)
-_RELEASED_GENERATION = GenerationConfig(iterations=1500, lr_decay_every=700)
-_PAPER_TEACHER = TrainingConfig(epochs=400, shuffle=True)
-_PAPER_STUDENT = TrainingConfig(epochs=400)
-_PAPER_GENERATION = GenerationConfig(iterations=2500, lr_decay_every=1000)
+_RELEASED = Profile(
+    description="MUTAG by the released script: 1500 iterations, students GCN-3-32 and GIN-3-32",
+    datasets=("mutag",),
+    pairs=(("gcn5_64", "gcn3_32"), ("gcn5_64", "gin3_32")),
+    recipe="released",
+    teacher=TrainingConfig(epochs=300, shuffle=True),
+    student=TrainingConfig(epochs=300),
+    generation=GenerationConfig(iterations=1500, lr_decay_every=700),
+    students_per_seed=5,
+)
+_PAPER = Profile(
+    description="",
+    datasets=_BIO,
+    pairs=_GCN_PAIRS + _GIN_PAIRS + _CROSS_PAIRS,
+    recipe="paper",
+    teacher=TrainingConfig(epochs=400, shuffle=True),
+    student=TrainingConfig(epochs=400),
+    generation=GenerationConfig(iterations=2500, lr_decay_every=1000),
+    students_per_seed=5,
+)
 
-
-def _paper(description: str, datasets: tuple[str, ...], **fields: object) -> Profile:
-    return Profile(  # type: ignore[arg-type]
-        **{
-            "description": description,
-            "datasets": datasets,
-            "pairs": _GCN_PAIRS + _GIN_PAIRS + _CROSS_PAIRS,
-            "recipe": "paper",
-            "teacher": _PAPER_TEACHER,
-            "student": _PAPER_STUDENT,
-            "generation": _PAPER_GENERATION,
-            "students_per_seed": 5,
-            **fields,
-        }
-    )
+PROFILES: dict[str, Profile] = {
+    "smoke": replace(
+        _RELEASED,
+        description="seconds: every step of the suite on MUTAG, far too short to learn from",
+        pairs=(("gcn3_32", "gcn2_32"),),
+        recipe="smoke",
+        teacher=TrainingConfig(epochs=3, shuffle=True),
+        student=TrainingConfig(epochs=3),
+        generation=GenerationConfig(num_graphs=12, iterations=6, lr_decay_every=3),
+        seeds=(0, 1),
+        students_per_seed=1,
+    ),
+    "quick": replace(
+        _RELEASED,
+        description="MUTAG by the released script, GCN-5-64 to GCN-3-32, three generation seeds; minutes on two cores",
+        pairs=(("gcn5_64", "gcn3_32"),),
+        seeds=(0, 1, 2),
+        students_per_seed=2,
+    ),
+    "h100": replace(
+        _PAPER,
+        description="MUTAG, PTC, PROTEINS and IMDB-B, GCN and GIN teachers, five generation seeds in one batch; one GPU",
+        datasets=("mutag", "ptc", "proteins", "imdb-b"),
+        pairs=(("gcn5_64", "gcn3_32"), ("gcn5_64", "gin3_32"), ("gin5_64", "gcn3_32"), ("gin5_64", "gin3_32")),
+    ),
+    "mutag-released": _RELEASED,
+    **{
+        dataset: replace(_PAPER, description=f"the paper's experiment on {dataset}", datasets=(dataset,))
+        for dataset in _BIO + _SOCIAL
+    },
+    "gfkd-bio": replace(_PAPER, description="the paper's experiments on MUTAG, PTC and PROTEINS"),
+    "gfkd-social": replace(
+        _PAPER, description="the paper's experiments on IMDB-B, COLLAB and REDDIT-B", datasets=_SOCIAL
+    ),
+    "mutag-ablation": replace(
+        _PAPER,
+        description="the paper's ablation (Fig. 3): without R_bn, without R_oh, without both",
+        datasets=("mutag",),
+        pairs=(("gcn5_64", "gcn3_32"),),
+        methods=("GFKD",),
+        ablations=_ABLATIONS,
+    ),
+    "mutag-graph-count": replace(
+        _PAPER,
+        description="accuracy over the number of fake graphs (Fig. 5)",
+        datasets=("mutag",),
+        pairs=(("gcn5_64", "gcn3_32"),),
+        methods=(),
+        ablations=tuple((f"GFKD {count} graphs", {"num_graphs": count}) for count in (16, 32, 64, 131, 262)),
+    ),
+}

@@ -295,7 +295,7 @@ def load_tudataset(
 def _number(name: str, raw: list[RawGraph], self_loops: bool, degree_features: bool) -> Dataset:
     """Number classes and columns, add self loops, pack."""
     label_map = {label: index for index, label in enumerate(dict.fromkeys(graph.label for graph in raw))}
-    edges = [_with_loops(graph) if self_loops else graph.edges for graph in raw]
+    edges = [with_loops(graph) if self_loops else graph.edges for graph in raw]
     if degree_features:
         values = [torch.bincount(edge[1], minlength=len(graph.tags)) for graph, edge in zip(raw, edges, strict=True)]
         distinct = torch.cat(values).unique().tolist()
@@ -316,7 +316,7 @@ def _number(name: str, raw: list[RawGraph], self_loops: bool, degree_features: b
     return Dataset(name, packed, label_map, columns, degree_features)
 
 
-def _with_loops(graph: RawGraph) -> Tensor:
+def with_loops(graph: RawGraph) -> Tensor:
     """The edges, then exactly one self loop for every node."""
     loops = torch.arange(len(graph.tags)).expand(2, -1)
     return torch.cat([graph.edges[:, graph.edges[0] != graph.edges[1]], loops], dim=1)

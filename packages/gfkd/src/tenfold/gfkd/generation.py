@@ -128,7 +128,7 @@ class GraphGenerator:
     Args:
         teacher: trained classifier.
         config: sizes, learning rates, weights; ``num_graphs`` must be set.
-        method: what is learned, a name of :data:`GENERATION_METHODS`.
+        learned: what is optimised, a value of :data:`GENERATION_METHODS`.
         seeds: one set of fake graphs each.
         known_degrees: [d], ascending in-degrees behind the teacher's columns; needed for degree features.
         backend: message passing.
@@ -139,14 +139,14 @@ class GraphGenerator:
         self,
         teacher: GraphClassifier,
         config: GenerationConfig,
-        method: str,
+        learned: Learned,
         seeds: Sequence[int],
         known_degrees: Tensor | None = None,
         backend: Backend = "dense",
         device: torch.device | str = "cpu",
     ) -> None:
         assert config.num_graphs is not None
-        self.config, self.learned, self.seeds, self.iteration = config, GENERATION_METHODS[method], tuple(seeds), 0
+        self.config, self.learned, self.seeds, self.iteration = config, learned, tuple(seeds), 0
         self.num_features, self.num_classes = teacher.input_dim, teacher.output_dim
         self.generators = [make_generator(seed, device) for seed in seeds]
         self.known_degrees = None if known_degrees is None else known_degrees.to(device)
@@ -204,6 +204,15 @@ class GraphGenerator:
             self.structure_optimizer.step()
         self.iteration += 1
         return loss.detach()
+
+    @torch.no_grad()
+    def current_loss(self) -> Tensor:
+        """L of each seed as it stands now, [S]; graphs that were never optimised are kept as they are."""
+        adjacency = threshold(self.structure_logits, self.layout)
+        loss = self.loss(adjacency)
+        if self.iteration == 0:
+            self._keep_best(loss, adjacency)
+        return loss
 
     def loss(self, adjacency: Tensor) -> Tensor:
         """The objective L of each seed, [S], for a structure [B, n, n]."""

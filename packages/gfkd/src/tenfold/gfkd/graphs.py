@@ -121,6 +121,13 @@ def graph_set(graphs: Sequence[tuple[int, Tensor, Tensor, int]], num_features: i
     )
 
 
+def concatenate(sets: Sequence[GraphSet]) -> GraphSet:
+    """The graphs of several sets with the same features and classes, one set after the other."""
+    names = ("node_counts", "edge_counts", "labels", "nodes")
+    parts = {name: torch.cat([getattr(part, name) for part in sets]) for name in names}
+    return replace(sets[0], edges=torch.cat([part.edges for part in sets], dim=1), **parts)
+
+
 def batches(graphs: GraphSet, batch_size: int, order: Tensor | None = None) -> Iterator[Tensor]:
     """Indices of consecutive batches, in ``order`` (by default as stored); the last may be smaller."""
     order = torch.arange(len(graphs)) if order is None else order
