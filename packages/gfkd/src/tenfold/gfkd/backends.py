@@ -91,7 +91,8 @@ class PygTopology(SparseTopology):
         return summed
 
     def sum_graphs(self, values: Tensor) -> Tensor:
-        return global_add_pool(values, self.graph_of_node, size=self.num_graphs)
+        pooled: Tensor = global_add_pool(values, self.graph_of_node, size=self.num_graphs)
+        return pooled
 
 
 class DglTopology(SparseTopology):
@@ -148,8 +149,12 @@ class NodeLayout:
     @cached_property
     def node_of_slot(self) -> Tensor:
         """[B n], the node in each slot; slots without one name node 0."""
-        nodes = torch.zeros(self.num_graphs * self.max_nodes, dtype=torch.int64, device=self.slot_of_node.device)
-        return nodes.index_copy(0, self.slot_of_node, torch.arange(len(self.slot_of_node), device=nodes.device))
+        nodes = torch.zeros(
+            self.num_graphs * self.max_nodes, dtype=torch.int64, device=self.slot_of_node.device
+        )
+        return nodes.index_copy(
+            0, self.slot_of_node, torch.arange(len(self.slot_of_node), device=nodes.device)
+        )
 
     def pad(self, values: Tensor) -> Tensor:
         """[N, d] to [B, n, d]; slots without a node hold some value that must not be read."""
@@ -175,7 +180,7 @@ class _Rearrange(torch.autograd.Function):
         return values.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return gradient.index_select(0, inverse), None, None
 
@@ -212,7 +217,9 @@ class DenseTopology:
         return self.layout.pack(torch.bmm(adjacency.transpose(1, 2), self.layout.pad(values)))
 
     def sum_graphs(self, values: Tensor) -> Tensor:
-        return torch.bmm(self.layout.node_mask.to(values.dtype)[:, None, :], self.layout.pad(values)).squeeze(1)
+        return torch.bmm(self.layout.node_mask.to(values.dtype)[:, None, :], self.layout.pad(values)).squeeze(
+            1
+        )
 
 
 def topology_from_edges(edge_index: Tensor, node_counts: Tensor, backend: Backend) -> Topology:

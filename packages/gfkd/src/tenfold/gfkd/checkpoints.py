@@ -91,13 +91,19 @@ def load_model(path: Path, official_model: str = "") -> tuple[GraphClassifier, T
         raise TenfoldError(f"{path} holds neither a network of ours nor a released GFKD checkpoint")
     weights = content["model"]
     first = weights.get("gcnlayers.0.weight")  # [in, out], where a linear layer has [out, in]
-    input_dim = first.shape[0] if first is not None else weights["ginlayers.0.apply_func.mlp.linears.0.weight"].shape[1]
+    input_dim = (
+        first.shape[0]
+        if first is not None
+        else weights["ginlayers.0.apply_func.mlp.linears.0.weight"].shape[1]
+    )
     model = build_model(official_model, input_dim, weights["linears_prediction.weight"].shape[0])
     load_official_state_dict(model, weights)
     return model.eval(), None
 
 
-def read_fake_graphs(path: Path, num_features: int, num_classes: int, official_loops: bool = False) -> GraphSet:
+def read_fake_graphs(
+    path: Path, num_features: int, num_classes: int, official_loops: bool = False
+) -> GraphSet:
     """Fake graphs from ``graphs.pt`` of a run, or from the text format of the authors' released graphs.
 
     Args:

@@ -105,7 +105,9 @@ class Train:
     """Only warnings and errors."""
 
     def run(self) -> int:
-        return _train_one(self, teacher=None, graphs=None, name=f"{_stem(self.data.dataset)}-{self.model}-labels")
+        return _train_one(
+            self, teacher=None, graphs=None, name=f"{_stem(self.data.dataset)}-{self.model}-labels"
+        )
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,13 @@ class Generate:
         if self.generation.features == "degree" and known_degrees is None:
             raise TenfoldError("this teacher reads node tags; degree features need one trained on degrees")
         generator = GraphGenerator(
-            network, self.generation, GENERATION_METHODS[self.method], [self.seed], known_degrees, self.backend, device
+            network,
+            self.generation,
+            GENERATION_METHODS[self.method],
+            [self.seed],
+            known_degrees,
+            self.backend,
+            device,
         )
         for _ in progress(range(self.generation.iterations), self.method, self.generation.iterations):
             generator.step()
@@ -191,7 +199,9 @@ class Evaluate:
 
     def run(self) -> int:
         network, _ = load_model(self.checkpoint, self.model)
-        split = load_split(self.data.dataset, self.data.split_seed, _data_root(self.data.data_root), self.data.download)
+        split = load_split(
+            self.data.dataset, self.data.split_seed, _data_root(self.data.data_root), self.data.download
+        )
         expected = (split.test.num_features, split.test.num_classes)
         if (network.input_dim, network.output_dim) != expected:
             raise TenfoldError(
@@ -218,7 +228,9 @@ class Export:
         graphs = GraphSet(**load_checkpoint(self.graphs))
         if self.format == "gin":
             if graphs.nodes.is_floating_point():
-                raise TenfoldError("the GIN text format holds node classes only; export these graphs with --format pyg")
+                raise TenfoldError(
+                    "the GIN text format holds node classes only; export these graphs with --format pyg"
+                )
             write_gin_text(graphs, self.to)
         elif self.format == "pyg":
             torch.save(graphs.to_pyg(), self.to)
@@ -244,7 +256,7 @@ Command = (
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``tenfold-gfkd``; ends the process with the command's exit status."""
     command = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         prog="tenfold-gfkd",
         description="Graph-free knowledge distillation for graph neural networks (Deng and Zhang, IJCAI 2021).",
         args=arguments,
@@ -303,12 +315,22 @@ def _train_one(arguments: Train | Distill, teacher: Path | None, graphs: Path | 
         "graphs_sha256": None if graphs is None else _sha256(graphs),
     }
     method = "Labels" if teacher is None else "KD" if graphs is None else "Fake graphs"
-    key = RunKey(PAPER, "single", name, arguments.seed, split.dataset.name, f"{arguments.model} single", method)
+    key = RunKey(
+        PAPER, "single", name, arguments.seed, split.dataset.name, f"{arguments.model} single", method
+    )
     run = Run(arguments.output, key, config, is_writer=fabric.is_global_zero)
     with run:
         network, fitted = fit(
             lambda: build_model(arguments.model, train.num_features, train.num_classes),
-            train, targets, loss, split.test, training, arguments.seed, fabric, run, arguments.backend,
+            train,
+            targets,
+            loss,
+            split.test,
+            training,
+            arguments.seed,
+            fabric,
+            run,
+            arguments.backend,
             arguments.accelerator.compile,
         )
         content = artifact(
@@ -316,5 +338,10 @@ def _train_one(arguments: Train | Distill, teacher: Path | None, graphs: Path | 
         )
         path = run.save_artifact("model.pt", content)
         run.finish({"test_accuracy": fitted.last_accuracy, "best_test_accuracy": fitted.best_accuracy})
-    logger.info("test accuracy %.2f %% (best epoch %.2f %%), network in %s", fitted.last_accuracy, fitted.best_accuracy, path)
+    logger.info(
+        "test accuracy %.2f %% (best epoch %.2f %%), network in %s",
+        fitted.last_accuracy,
+        fitted.best_accuracy,
+        path,
+    )
     return 0

@@ -143,16 +143,21 @@ PROFILES: dict[str, Profile] = {
     ),
     "quick": replace(
         _RELEASED,
-        description="MUTAG by the released script, GCN-5-64 to GCN-3-32, three generation seeds; minutes on two cores",
+        description="MUTAG by the released script, GCN-5-64 to GCN-3-32, three seeds; minutes on two cores",
         pairs=(("gcn5_64", "gcn3_32"),),
         seeds=(0, 1, 2),
         students_per_seed=2,
     ),
     "h100": replace(
         _PAPER,
-        description="MUTAG, PTC, PROTEINS and IMDB-B, GCN and GIN teachers, five generation seeds in one batch; one GPU",
+        description="MUTAG, PTC, PROTEINS and IMDB-B, GCN and GIN teachers, five seeds in one batch; one GPU",
         datasets=("mutag", "ptc", "proteins", "imdb-b"),
-        pairs=(("gcn5_64", "gcn3_32"), ("gcn5_64", "gin3_32"), ("gin5_64", "gcn3_32"), ("gin5_64", "gin3_32")),
+        pairs=(
+            ("gcn5_64", "gcn3_32"),
+            ("gcn5_64", "gin3_32"),
+            ("gin5_64", "gcn3_32"),
+            ("gin5_64", "gin3_32"),
+        ),
     ),
     "mutag-released": _RELEASED,
     **{

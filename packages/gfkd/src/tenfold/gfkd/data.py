@@ -152,7 +152,9 @@ def load_dataset(
     path = Path(source)
     if not path.is_file():
         names = ", ".join(DATASETS)
-        raise TenfoldError(f"no data set {str(source)!r}; choose one of {names}, or the path of a GIN text file")
+        raise TenfoldError(
+            f"no data set {str(source)!r}; choose one of {names}, or the path of a GIN text file"
+        )
     return _number(path.stem, parse_gin_text(_read_text(path), path.name), self_loops, bool(degree_features))
 
 
@@ -235,7 +237,10 @@ def write_gin_text(graphs: GraphSet, path: Path) -> None:
         for source, target in edge_index.t().tolist():
             if source != target:
                 neighbours[source].append(target)
-        lines += [" ".join(map(str, [tag, len(row), *row])) for tag, row in zip(tags.tolist(), neighbours, strict=True)]
+        lines += [
+            " ".join(map(str, [tag, len(row), *row]))
+            for tag, row in zip(tags.tolist(), neighbours, strict=True)
+        ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -250,7 +255,9 @@ def _load_known(
             text = _read_text(path)
             graphs = parse_gin_text(text, path.name)
             if hashlib.sha256(text.encode()).hexdigest() != info.sha256:
-                raise TenfoldError(f"{path} is not the published {info.file} (its SHA-256 differs); restore it")
+                raise TenfoldError(
+                    f"{path} is not the published {info.file} (its SHA-256 differs); restore it"
+                )
             return _number(name, graphs, self_loops, degree_features)
     if root is not None and info.tu_name:
         collection = root / "gfkd" / "tudataset"
@@ -260,13 +267,17 @@ def _load_known(
             return load_tudataset(collection, info.tu_name, self_loops, degree_features, name=name)
     where = f"{root / 'gfkd'}" if root is not None else "no data root"
     raise TenfoldError(
-        f"the data set {name} is missing (looked in {where}); set --data-root to a folder with gfkd/gin/{info.file}.txt, "
-        "or run again with --download; the profile quick needs no further data"
+        f"the data set {name} is missing (looked in {where}); set --data-root to a folder with "
+        f"gfkd/gin/{info.file}.txt, or run again with --download; the profile quick needs no further data"
     )
 
 
 def load_tudataset(
-    folder: Path, tu_name: str, self_loops: bool = True, degree_features: bool = False, name: str | None = None
+    folder: Path,
+    tu_name: str,
+    self_loops: bool = True,
+    degree_features: bool = False,
+    name: str | None = None,
 ) -> Dataset:
     """Read ``folder/NAME/raw`` of the TUDataset collection through torch_geometric.
 
@@ -276,9 +287,15 @@ def load_tudataset(
     try:
         data, slices, sizes = read_tu_data(str(raw), tu_name)
     except (FileNotFoundError, ValueError, RuntimeError) as error:
-        raise TenfoldError(f"{raw} is not a readable TUDataset folder ({error}); restore it or run with --download") from error
+        raise TenfoldError(
+            f"{raw} is not a readable TUDataset folder ({error}); restore it or run with --download"
+        ) from error
     num_nodes = int(slices["x"][-1]) if "x" in slices else int(data.num_nodes)
-    tags = data.x[:, sizes["num_node_attributes"] :].argmax(dim=1) if data.x is not None else torch.zeros(num_nodes, dtype=torch.int64)
+    tags = (
+        data.x[:, sizes["num_node_attributes"] :].argmax(dim=1)
+        if data.x is not None
+        else torch.zeros(num_nodes, dtype=torch.int64)
+    )
     node_counts = (slices["x"].diff() if "x" in slices else torch.as_tensor(data._num_nodes)).tolist()
     graphs = [
         RawGraph(int(label), part, edges)
@@ -297,7 +314,9 @@ def _number(name: str, raw: list[RawGraph], self_loops: bool, degree_features: b
     label_map = {label: index for index, label in enumerate(dict.fromkeys(graph.label for graph in raw))}
     edges = [with_loops(graph) if self_loops else graph.edges for graph in raw]
     if degree_features:
-        values = [torch.bincount(edge[1], minlength=len(graph.tags)) for graph, edge in zip(raw, edges, strict=True)]
+        values = [
+            torch.bincount(edge[1], minlength=len(graph.tags)) for graph, edge in zip(raw, edges, strict=True)
+        ]
         distinct = torch.cat(values).unique().tolist()
     else:
         values = [graph.tags for graph in raw]
@@ -328,4 +347,6 @@ def _read_text(path: Path) -> str:
             return lzma.decompress(path.read_bytes()).decode()
         return path.read_text(encoding="utf-8")
     except (lzma.LZMAError, UnicodeDecodeError, EOFError) as error:
-        raise TenfoldError(f"{path} cannot be read ({error}); the file is damaged, restore the original") from error
+        raise TenfoldError(
+            f"{path} cannot be read ({error}); the file is damaged, restore the original"
+        ) from error

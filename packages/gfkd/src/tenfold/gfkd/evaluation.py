@@ -6,20 +6,32 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from tenfold.gfkd.backends import Backend
+from tenfold.gfkd.backends import Backend, Topology
 from tenfold.gfkd.graphs import GraphSet, batches
 from tenfold.gfkd.models import GraphClassifier
 
 
+def prepare(
+    graphs: GraphSet, backend: Backend = "pyg", batch_size: int = 256
+) -> list[tuple[Tensor, Topology]]:
+    """Features and topology of every batch, for graphs that are predicted again and again."""
+    parts = (graphs.select(indices) for indices in batches(graphs, batch_size))
+    return [(part.features(), part.topology(backend)) for part in parts]
+
+
 @torch.no_grad()
-def predict(model: GraphClassifier, graphs: GraphSet, backend: Backend = "pyg", batch_size: int = 256) -> Tensor:
-    """Logits [G, C] of a model in eval mode; its mode is put back afterwards. On the device of ``graphs``."""
+def predict_batches(model: GraphClassifier, prepared: list[tuple[Tensor, Topology]]) -> Tensor:
+    """Logits [G, C] of a model in eval mode; its mode is put back afterwards."""
     was_training = model.training
     model.eval()
-    parts = [graphs.select(indices) for indices in batches(graphs, batch_size)]
-    logits = torch.cat([model(part.features(), part.topology(backend)) for part in parts])
+    logits = torch.cat([model(features, topology) for features, topology in prepared])
     model.train(was_training)
     return logits
+
+
+def predict(model: GraphClassifier, graphs: GraphSet, backend: Backend = "pyg") -> Tensor:
+    """Logits [G, C] of a model in eval mode, on the device of ``graphs``."""
+    return predict_batches(model, prepare(graphs, backend))
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

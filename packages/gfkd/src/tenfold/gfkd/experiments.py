@@ -88,12 +88,26 @@ def reproduce(
             results.append(result)
             students = [student for name, student in profile.pairs if name == teacher_name]
             for method, generation in methods_of(profile, dataset_name, len(split.train)):
-                fake, generated = None, []
+                fake: dict[int, GraphSet] | None = None
+                generated: list[dict[str, Any]] = []
                 if generation is not None:
-                    fake, generated = generate(profile_name, profile, split, teacher, method, generation, workplace)
+                    fake, generated = generate(
+                        profile_name, profile, split, teacher, method, generation, workplace
+                    )
                 results += generated
                 results += [
-                    distill(profile_name, profile, split, teacher, student, method, generation, fake, seed, workplace)
+                    distill(
+                        profile_name,
+                        profile,
+                        split,
+                        teacher,
+                        student,
+                        method,
+                        generation,
+                        fake,
+                        seed,
+                        workplace,
+                    )
                     for student in students
                     for seed in student_seeds(profile)
                 ]
@@ -162,10 +176,22 @@ def train_teacher(
         with run:
             targets, loss = labels_and_loss(graphs)
             network, fitted = fit(
-                build, graphs, targets, loss, split.test, profile.teacher, 0, workplace.fabric, run,
-                profile.backend, workplace.compile,
+                build,
+                graphs,
+                targets,
+                loss,
+                split.test,
+                profile.teacher,
+                0,
+                workplace.fabric,
+                run,
+                profile.backend,
+                workplace.compile,
             )
-            run.save_artifact("model.pt", artifact(name, network, fitted.best_state, known_degrees=split.dataset.known_degrees))
+            run.save_artifact(
+                "model.pt",
+                artifact(name, network, fitted.best_state, known_degrees=split.dataset.known_degrees),
+            )
             metrics = {"test_accuracy": fitted.last_accuracy, "best_test_accuracy": fitted.best_accuracy}
             result = _finish(run, metrics, profile.teacher, graphs, started)
     workplace.fabric.barrier()
@@ -188,14 +214,23 @@ def generate(
     runs: dict[int, Run] = {}
     for seed in profile.seeds:
         key = RunKey(
-            PAPER, profile_name, f"{dataset}-{teacher.name}-{_slug(method)}-graphs", seed,
-            dataset, f"{teacher.name} {profile.recipe} generation", method,
+            PAPER,
+            profile_name,
+            f"{dataset}-{teacher.name}-{_slug(method)}-graphs",
+            seed,
+            dataset,
+            f"{teacher.name} {profile.recipe} generation",
+            method,
         )
         runs[seed] = workplace.run(
-            key, {**teacher.config, "method": method, "generation": plain(config), "generation_seed": seed}, "iteration"
+            key,
+            {**teacher.config, "method": method, "generation": plain(config), "generation_seed": seed},
+            "iteration",
         )
     unfinished = {
-        seed: run for seed, run in runs.items() if not (run.is_finished and (run.directory / "graphs.pt").exists())
+        seed: run
+        for seed, run in runs.items()
+        if not (run.is_finished and (run.directory / "graphs.pt").exists())
     }
     if unfinished and workplace.fabric.is_global_zero:
         _generate_unfinished(unfinished, split, teacher, method, config, workplace)
@@ -216,7 +251,12 @@ def _generate_unfinished(
     with ExitStack() as stack:
         groups: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
         for seed, run in runs.items():
-            state = stack.enter_context(run).resume() or {"chunk": 0, "done": [], "losses": [], "generator": None}
+            state = stack.enter_context(run).resume() or {
+                "chunk": 0,
+                "done": [],
+                "losses": [],
+                "generator": None,
+            }
             iteration = state["generator"]["iteration"] if state["generator"] else 0
             groups.setdefault((state["chunk"], iteration), {})[seed] = state
         for states in groups.values():
@@ -236,7 +276,10 @@ def _generate_together(
 ) -> None:
     """Optimise the fake graphs of several seeds in one batch, chunk by chunk, and finish their runs."""
     assert config.num_graphs is not None
-    sizes = [len(part) for part in torch.arange(config.num_graphs).split(config.graphs_per_batch or config.num_graphs)]
+    sizes = [
+        len(part)
+        for part in torch.arange(config.num_graphs).split(config.graphs_per_batch or config.num_graphs)
+    ]
     log_every = max(1, config.iterations // LOGGED_POINTS)
     started, steps = time.monotonic(), 0
     seeds = tuple(runs)
@@ -244,8 +287,12 @@ def _generate_together(
         chunk_config = replace(config, num_graphs=sizes[chunk])
         learned = GENERATION_METHODS.get(method, GENERATION_METHODS["GFKD"])
         generator = GraphGenerator(
-            teacher.network, chunk_config, learned, [chunk_seed(seed, chunk) for seed in seeds],
-            teacher.known_degrees, device=workplace.fabric.device,
+            teacher.network,
+            chunk_config,
+            learned,
+            [chunk_seed(seed, chunk) for seed in seeds],
+            teacher.known_degrees,
+            device=workplace.fabric.device,
         )
         for seed, state in states.items():
             if state["generator"] is not None:
@@ -335,7 +382,16 @@ def distill(
         else:
             targets, loss = teacher_and_loss(network, graphs, profile.student.temperature, backend)
         trained, fitted = fit(
-            build, graphs, targets, loss, split.test, profile.student, seed, workplace.fabric, run, backend,
+            build,
+            graphs,
+            targets,
+            loss,
+            split.test,
+            profile.student,
+            seed,
+            workplace.fabric,
+            run,
+            backend,
             workplace.compile,
         )
         test = split.test.to(device)
@@ -344,7 +400,9 @@ def distill(
             "best_test_accuracy": fitted.best_accuracy,
             "agreement": agreement(predict(trained, test, backend), predict(network, test, backend)),
         }
-        run.save_artifact("model.pt", artifact(student, trained, trained.state_dict(), known_degrees=teacher.known_degrees))
+        run.save_artifact(
+            "model.pt", artifact(student, trained, trained.state_dict(), known_degrees=teacher.known_degrees)
+        )
         return _finish(run, metrics, profile.student, graphs, started)
 
 

@@ -35,7 +35,7 @@ def draw_graphs(rows: Mapping[str, GraphSet], path: Path, columns: int = 6) -> N
 
 
 def _draw(graph: GraphSet, axis: Axes) -> None:
-    structure = nx.DiGraph()
+    structure: nx.DiGraph[int] = nx.DiGraph()
     structure.add_nodes_from(range(int(graph.node_counts[0])))
     structure.add_edges_from((int(a), int(b)) for a, b in graph.edges.t() if a != b)
     mutual = [edge for edge in structure.edges if structure.has_edge(*edge[::-1]) and edge[0] < edge[1]]
@@ -44,9 +44,13 @@ def _draw(graph: GraphSet, axis: Axes) -> None:
     classes = graph.nodes.tolist() if not graph.nodes.is_floating_point() else [0] * len(structure)
     colours = [_COLOURS(value % 20) for value in classes]
     nx.draw_networkx_nodes(structure, places, ax=axis, node_size=34, node_color=colours)
-    style = {"ax": axis, "width": 0.6, "edge_color": "#78849c"}
-    nx.draw_networkx_edges(structure, places, edgelist=mutual, arrows=False, **style)
-    nx.draw_networkx_edges(structure, places, edgelist=one_way, arrowsize=4, node_size=34, **style)
+    grey = "#78849c"
+    nx.draw_networkx_edges(
+        structure, places, edgelist=mutual, arrows=False, ax=axis, width=0.6, edge_color=grey
+    )
+    nx.draw_networkx_edges(
+        structure, places, edgelist=one_way, arrowsize=4, node_size=34, ax=axis, width=0.6, edge_color=grey
+    )
     label = f"class {int(graph.labels[0])}, {len(structure)} nodes, {structure.number_of_edges()} edges"
     axis.text(0.5, -0.04, label, transform=axis.transAxes, ha="center", va="top", fontsize=6.5)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot, softmax
 
-from tenfold.gfkd.backends import Backend, NodeLayout, edges_of_adjacency, topology_from_adjacency
+from tenfold.gfkd.backends import Backend, NodeLayout, Topology, edges_of_adjacency, topology_from_adjacency
 from tenfold.gfkd.config import GenerationConfig
 from tenfold.gfkd.graphs import GraphSet
 from tenfold.gfkd.losses import NodeGroups, batch_norm_distance, one_hot_entropy
@@ -74,16 +74,22 @@ class TeacherObjective:
         self.graph_groups, self.node_groups = NodeGroups(sizes), NodeGroups(self.node_ptr.diff())
         self._stacked: dict[int, tuple[NodeLayout, NodeGroups]] = {}
 
-    def feature_loss(self, feature_logits: Tensor, features: Tensor, adjacency: Tensor, one_hot: bool) -> Tensor:
+    def topology(self, adjacency: Tensor) -> Topology:
+        """The fake graphs [B, n, n], self loops included, for the teacher."""
+        return topology_from_adjacency(adjacency, self.layout, self.backend)
+
+    def feature_loss(
+        self, feature_logits: Tensor, features: Tensor, topology: Topology, one_hot: bool
+    ) -> Tensor:
         """L of every group, [S], for one structure.
 
         Args:
             feature_logits: F, [N, d]; R_oh is the entropy of its softmax.
             features: X, [N, d], what the teacher sees.
-            adjacency: [B, n, n] with self loops.
+            topology: the structure.
             one_hot: whether R_oh counts.
         """
-        trace = self.teacher.trace(features, topology_from_adjacency(adjacency, self.layout, self.backend))
+        trace = self.teacher.trace(features, topology)
         distance = batch_norm_distance(self.teacher.batch_norms(), trace.norm_inputs, self.node_groups)
         losses = cross_entropy(trace.logits, self.labels, reduction="none")
         total = self.graph_groups.mean(losses[:, None]).squeeze(1) + self.bn_weight * distance.sum(dim=1)
@@ -155,7 +161,9 @@ class GraphGenerator:
         for generator in self.generators:
             shape = (config.num_graphs,)
             counts.append(
-                torch.randint(config.min_nodes, config.max_nodes + 1, shape, generator=generator, device=device)
+                torch.randint(
+                    config.min_nodes, config.max_nodes + 1, shape, generator=generator, device=device
+                )
             )
             labels.append(torch.randint(self.num_classes, shape, generator=generator, device=device))
         self._layouts = [NodeLayout(count) for count in counts]
@@ -182,6 +190,7 @@ class GraphGenerator:
         self.structure_optimizer = _adam(self.structure_logits, config.structure_lr)
         self.feature_optimizer = _adam(self.feature_logits, config.feature_lr)
 
+        self._fixed_structure: tuple[Tensor, Topology] | None = None
         self.best_loss = torch.full((len(seeds),), torch.inf, device=device)
         self.best_adjacency = threshold(self.structure_logits, self.layout)
         self.best_feature_logits = self.feature_logits.detach().clone()
@@ -192,9 +201,9 @@ class GraphGenerator:
         self.feature_optimizer.param_groups[0]["lr"] = config.feature_lr * decay
         self.structure_optimizer.param_groups[0]["lr"] = config.structure_lr * decay
 
-        adjacency = threshold(self.structure_logits, self.layout)
+        adjacency, topology = self.current_structure()
         with torch.set_grad_enabled(self.learned.features and config.features != "degree"):
-            loss = self.loss(adjacency)
+            loss = self.loss(adjacency, topology)
         self._keep_best(loss.detach(), adjacency)
         if loss.requires_grad:
             (self.feature_logits.grad,) = torch.autograd.grad(loss.sum(), self.feature_logits)
@@ -208,18 +217,26 @@ class GraphGenerator:
     @torch.no_grad()
     def current_loss(self) -> Tensor:
         """L of each seed as it stands now, [S]; graphs that were never optimised are kept as they are."""
-        adjacency = threshold(self.structure_logits, self.layout)
-        loss = self.loss(adjacency)
+        adjacency, topology = self.current_structure()
+        loss = self.loss(adjacency, topology)
         if self.iteration == 0:
             self._keep_best(loss, adjacency)
         return loss
 
-    def loss(self, adjacency: Tensor) -> Tensor:
+    def current_structure(self) -> tuple[Tensor, Topology]:
+        """The thresholded structure [B, n, n], kept from step to step where it is not learned."""
+        if self._fixed_structure is not None:
+            return self._fixed_structure
+        adjacency = threshold(self.structure_logits, self.layout)
+        structure = adjacency, self.objective.topology(adjacency)
+        if not self.learned.structure:
+            self._fixed_structure = structure
+        return structure
+
+    def loss(self, adjacency: Tensor, topology: Topology) -> Tensor:
         """The objective L of each seed, [S], for a structure [B, n, n]."""
-        features = self.features(adjacency)
-        return self.objective.feature_loss(
-            self.feature_logits, features, adjacency, one_hot=self.config.features == "one-hot"
-        )
+        one_hot = self.config.features == "one-hot"
+        return self.objective.feature_loss(self.feature_logits, self.features(adjacency), topology, one_hot)
 
     def features(self, adjacency: Tensor) -> Tensor:
         """X, [N, d], as the teacher sees it on a structure."""
@@ -271,6 +288,7 @@ class GraphGenerator:
         self.best_loss[index] = state["best_loss"]
         for name, tensor, part in self._parts(index):
             tensor.detach()[part] = state[name].to(tensor.device)
+        self._fixed_structure = None
         for optimizer in (self.structure_optimizer, self.feature_optimizer):
             for moments in optimizer.state.values():
                 moments["step"].fill_(self.iteration)
@@ -304,7 +322,10 @@ class GraphGenerator:
 
     def _keep_best(self, loss: Tensor, adjacency: Tensor) -> None:
         improved = loss < self.best_loss
-        graphs, nodes = improved[self.objective.graph_groups.group_of_node], improved[self.objective.node_groups.group_of_node]
+        graphs, nodes = (
+            improved[self.objective.graph_groups.group_of_node],
+            improved[self.objective.node_groups.group_of_node],
+        )
         self.best_loss = torch.where(improved, loss, self.best_loss)
         self.best_adjacency = torch.where(graphs[:, None, None], adjacency, self.best_adjacency)
         self.best_feature_logits = torch.where(
@@ -339,7 +360,11 @@ class GraphGenerator:
 
     def _parts(self, index: int) -> list[tuple[str, Tensor, Any]]:
         """Every tensor of the state, with the part of it that belongs to one seed."""
-        graphs, nodes, size = self._graph_slice(index), self._node_slice(index), self._layouts[index].max_nodes
+        graphs, nodes, size = (
+            self._graph_slice(index),
+            self._node_slice(index),
+            self._layouts[index].max_nodes,
+        )
         square = (graphs, slice(size), slice(size))
         structure, feature = (
             self.structure_optimizer.state[self.structure_logits],

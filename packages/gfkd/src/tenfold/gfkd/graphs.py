@@ -72,8 +72,14 @@ class GraphSet:
 
     def to(self, device: torch.device | str) -> GraphSet:
         """The same graphs on another device."""
-        names = ("node_counts", "edge_counts", "edges", "labels", "nodes")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(
+            self,
+            node_counts=self.node_counts.to(device),
+            edge_counts=self.edge_counts.to(device),
+            edges=self.edges.to(device),
+            labels=self.labels.to(device),
+            nodes=self.nodes.to(device),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint; ``GraphSet(**state)`` is the way back."""
@@ -101,7 +107,9 @@ class GraphSet:
         return graphs
 
 
-def graph_set(graphs: Sequence[tuple[int, Tensor, Tensor, int]], num_features: int, num_classes: int) -> GraphSet:
+def graph_set(
+    graphs: Sequence[tuple[int, Tensor, Tensor, int]], num_features: int, num_classes: int
+) -> GraphSet:
     """Pack single graphs.
 
     Args:
@@ -123,9 +131,14 @@ def graph_set(graphs: Sequence[tuple[int, Tensor, Tensor, int]], num_features: i
 
 def concatenate(sets: Sequence[GraphSet]) -> GraphSet:
     """The graphs of several sets with the same features and classes, one set after the other."""
-    names = ("node_counts", "edge_counts", "labels", "nodes")
-    parts = {name: torch.cat([getattr(part, name) for part in sets]) for name in names}
-    return replace(sets[0], edges=torch.cat([part.edges for part in sets], dim=1), **parts)
+    return replace(
+        sets[0],
+        node_counts=torch.cat([part.node_counts for part in sets]),
+        edge_counts=torch.cat([part.edge_counts for part in sets]),
+        edges=torch.cat([part.edges for part in sets], dim=1),
+        labels=torch.cat([part.labels for part in sets]),
+        nodes=torch.cat([part.nodes for part in sets]),
+    )
 
 
 def batches(graphs: GraphSet, batch_size: int, order: Tensor | None = None) -> Iterator[Tensor]:

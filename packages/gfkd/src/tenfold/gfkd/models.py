@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from tenfold.gfkd.backends import Topology
 from tenfold.shared.logging import TenfoldError
 
-MODEL_NAMES = tuple(f"{kind}{layers}_{width}" for kind in ("gcn", "gin") for layers in (2, 3, 5) for width in (32, 64))
+MODEL_NAMES = tuple(
+    f"{kind}{layers}_{width}" for kind in ("gcn", "gin") for layers in (2, 3, 5) for width in (32, 64)
+)
 
 
 class Trace(NamedTuple):
@@ -124,7 +126,7 @@ class GraphClassifier(nn.Module):
 
     def batch_norms(self) -> list[nn.BatchNorm1d]:
         """Every batch norm, in the order of the forward pass."""
-        return [norm for layer in self.layers for norm in layer.batch_norms()]  # type: ignore[operator,union-attr]
+        return [norm for layer in self.layers for norm in layer.batch_norms()]  # type: ignore[operator]
 
 
 def build_model(name: str, input_dim: int, output_dim: int) -> GraphClassifier:

@@ -80,7 +80,9 @@ def reinforce_gradient(logits: Tensor, uniform: Tensor, layout: NodeLayout, obje
     return _inside((first_values - second_values)[:, None, None] * difference / 2, layout)
 
 
-def straight_through_gradient(logits: Tensor, uniform: Tensor, layout: NodeLayout, objective: Objective) -> Tensor:
+def straight_through_gradient(
+    logits: Tensor, uniform: Tensor, layout: NodeLayout, objective: Objective
+) -> Tensor:
     """Backpropagation through a sampled structure as if sampling were the identity (biased).
 
     ``objective`` must be differentiable in the adjacency, which only the dense backend is. Arguments and result

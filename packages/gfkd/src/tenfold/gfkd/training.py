@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from tenfold.gfkd.backends import Backend, Topology
 from tenfold.gfkd.config import TrainingConfig
-from tenfold.gfkd.evaluation import accuracy, predict
+from tenfold.gfkd.evaluation import accuracy, predict, predict_batches, prepare
 from tenfold.gfkd.graphs import GraphSet, batches
 from tenfold.gfkd.losses import distillation_loss
 from tenfold.gfkd.models import GraphClassifier
@@ -70,7 +70,7 @@ def fit(
     fabric: Fabric,
     run: Run,
     backend: Backend = "pyg",
-    compile: bool = False,
+    compile_network: bool = False,
 ) -> tuple[GraphClassifier, Fitted]:
     """Train a network; logs an epoch's loss and test accuracy, and goes on from the run's checkpoint.
 
@@ -85,7 +85,7 @@ def fit(
         fabric: launched; each of its processes takes a share of every batch.
         run: entered.
         backend: message passing.
-        compile: compile the network.
+        compile_network: compile it with torch.compile.
 
     Returns:
         The trained network, unwrapped, on the Fabric's device; and the accuracies.
@@ -95,8 +95,9 @@ def fit(
     if fabric.device.type == "cuda" and fabric.world_size > 1:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
-    model, optimizer = fabric.setup(maybe_compile(network, compile), optimizer)
-    graphs, test, targets = (item.to(fabric.device) for item in (graphs, test, targets))
+    model, optimizer = fabric.setup(maybe_compile(network, compile_network), optimizer)
+    graphs, targets = graphs.to(fabric.device), targets.to(fabric.device)
+    test_labels, test_batches = test.labels.to(fabric.device), prepare(test.to(fabric.device), backend)
 
     state = run.resume() or {"epoch": 0, "batch": 0, "loss_sum": 0.0, "best_accuracy": -1.0, "best_state": {}}
     if "network" in state:
@@ -126,12 +127,13 @@ def fit(
             optimizer.step()
             optimizer.zero_grad()
             loss_sum += loss.detach()
-        last_accuracy = accuracy(predict(network, test, backend), test.labels)
+        last_accuracy = accuracy(predict_batches(network, test_batches), test_labels)
         if last_accuracy > best_accuracy:
             best_accuracy = last_accuracy
             best_state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-        mean_loss = float(fabric.all_reduce(loss_sum, reduce_op="mean")) / num_batches
-        run.log(epoch + 1, loss=mean_loss, test_accuracy=last_accuracy)
+        summed = fabric.all_reduce(loss_sum, reduce_op="mean")
+        assert isinstance(summed, Tensor)
+        run.log(epoch + 1, loss=float(summed) / num_batches, test_accuracy=last_accuracy)
     return network, Fitted(last_accuracy, best_accuracy, best_state)
 
 
@@ -156,7 +158,9 @@ def _batches(
         yield Batch(part.features(), part.topology(backend), targets[share.to(targets.device)], weight)
 
 
-def artifact(model_name: str, network: GraphClassifier, state: dict[str, Tensor], **extra: Any) -> dict[str, Any]:
+def artifact(
+    model_name: str, network: GraphClassifier, state: dict[str, Tensor], **extra: Any
+) -> dict[str, Any]:
     """What ``model.pt`` of a run holds: enough to build the network again without the data set."""
     shape = {"model": model_name, "input_dim": network.input_dim, "output_dim": network.output_dim}
     return {**shape, "state_dict": {name: value.cpu() for name, value in state.items()}, **extra}
