@@ -12,6 +12,11 @@ PROFILE ?= quick
 SEEDS ?=
 ARGS ?=
 PORT ?= 8000
+# Folder below benchmarks/results that reference results of this machine belong to.
+HARDWARE ?= $(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr ' A-Z' '-a-z' || true)
+ifeq ($(HARDWARE),)
+HARDWARE := cpu-$(shell getconf _NPROCESSORS_ONLN)-cores
+endif
 
 .PHONY: help setup setup-mmdet3d lint format test test-gpu test-mmdet3d wheels reproduce-all dashboard serve bench clean
 
@@ -46,7 +51,7 @@ test-gpu: ## tests on a CUDA device
 	$(RUN) pytest -m gpu $(ARGS)
 
 test-mmdet3d: ## tests of CMT's mmdet3d extra, after make setup-mmdet3d
-	UV_PROJECT_ENVIRONMENT=.venv-mmdet3d $(RUN) pytest -m mmdet3d tests $(ARGS)
+	UV_PROJECT_ENVIRONMENT=.venv-mmdet3d $(RUN) pytest -m mmdet3d tests/test_workspace_mmdet3d.py $(ARGS)
 
 wheels: ## build every package's wheel into dist/
 	$(UV) build --all-packages --wheel --out-dir dist
@@ -65,8 +70,11 @@ dashboard: ## write the dashboards to site/
 serve: ## serve site/ on http://127.0.0.1:8000 (PORT=...)
 	$(RUN) tenfold-benchmarks serve --port $(PORT)
 
-bench: ## time every paper's main step against the reference way
-	$(RUN) pytest benchmarks/speed --benchmark-only $(ARGS)
+bench: ## time every paper's main step against the reference way; ratios to benchmarks/results/
+	@mkdir -p benchmarks/results/$(HARDWARE)/speed
+	@for paper in $(BUILT); do \
+	  $(RUN) pytest benchmarks/speed/test_speed_$${paper//-/_}.py --benchmark-only \
+	    --benchmark-json benchmarks/results/$(HARDWARE)/speed/$$paper.json $(ARGS) || exit 1; done
 
 clean: ## remove what the targets made, but no run records
 	rm -rf dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

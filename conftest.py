@@ -69,9 +69,9 @@ class ParityCase:
 def fill_input(spec: dict[str, Any]) -> Tensor:
     """An input from its JSON description: a seeded normal draw, scaled and transformed as it says."""
     if "normal_cdf_of_fill_input_seed" in spec:
-        normal = parity_fill.fill_input(spec["normal_cdf_of_fill_input_seed"], spec["shape"])
+        normal: Tensor = parity_fill.fill_input(spec["normal_cdf_of_fill_input_seed"], spec["shape"])
         return torch.special.ndtr(normal.double()).float()
-    values = spec.get("scale", 1.0) * parity_fill.fill_input(spec["fill_input_seed"], spec["shape"])
+    values: Tensor = spec.get("scale", 1.0) * parity_fill.fill_input(spec["fill_input_seed"], spec["shape"])
     transform = spec.get("transform")
     if transform is None:
         return values

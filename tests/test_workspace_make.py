@@ -1,0 +1,66 @@
+"""The make targets, what they say, and whether the README agrees."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGETS = (
+    "setup",
+    "setup-mmdet3d",
+    "lint",
+    "test",
+    "test-gpu",
+    "test-mmdet3d",
+    "wheels",
+    "reproduce-gfkd",
+    "reproduce-all",
+    "dashboard",
+    "serve",
+    "bench",
+)
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_make_alone_prints_the_targets() -> None:
+    done = make()
+    assert done.returncode == 0
+    printed = {line.split()[0] for line in done.stdout.splitlines() if line}
+    assert {"reproduce-%" if target == "reproduce-gfkd" else target for target in TARGETS} <= printed
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_can_be_planned(target: str) -> None:
+    done = make("--dry-run", target)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_every_target_the_readmes_name_exists() -> None:
+    readmes = [ROOT / "README.md", *ROOT.glob("packages/*/README.md"), ROOT / "benchmarks" / "README.md"]
+    named = {
+        match
+        for readme in readmes
+        for match in re.findall(r"\bmake ([a-z][a-z0-9-]*)", readme.read_text(encoding="utf-8"))
+    }
+    assert named >= {"setup", "test", "reproduce-gfkd", "dashboard"}
+    for target in named:
+        assert make("--dry-run", target).returncode == 0, f"README names `make {target}`"
+
+
+def test_variables_reach_the_command() -> None:
+    done = make("--dry-run", "reproduce-gfkd", "PROFILE=smoke", "SEEDS=3 4", "ARGS=--device cpu")
+    assert "tenfold-gfkd reproduce --profile smoke --seeds 3 4 --device cpu" in done.stdout
+
+
+def test_an_unknown_paper_is_refused_in_one_sentence() -> None:
+    done = make("reproduce-nothing")
+    assert done.returncode != 0
+    assert "no paper 'nothing' here" in done.stderr
