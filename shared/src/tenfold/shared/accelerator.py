@@ -6,13 +6,14 @@ otherwise ``devices > 1`` makes it start them.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 
-from tenfold.shared.logging import TenfoldError
+from tenfold.shared.logging import TenfoldError, set_quiet
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 FabricPrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -26,7 +27,7 @@ class AcceleratorConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Kind of device; auto takes a GPU where there is one."""
     devices: int = 1
-    """Processes per node, one device each."""
+    """Processes per node, one device each; under torchrun, 1 means as many as it started."""
     nodes: int = 1
     """Nodes, under torchrun or SLURM."""
     precision: Precision = "auto"
@@ -38,29 +39,53 @@ class AcceleratorConfig:
 def make_fabric(config: AcceleratorConfig, strategy: str | None = None) -> Fabric:
     """A Fabric for ``config``; call its ``launch()`` before anything that differs between processes.
 
+    Processes other than the first say only warnings and errors.
+
     Args:
         config: device, number of processes, precision.
         strategy: Fabric's name of a strategy; None is ``ddp`` for several processes, else ``auto``.
 
     Raises:
-        TenfoldError: the device was asked for by name and this machine has none, or too few.
+        TenfoldError: what was asked for by name this machine does not have, or not as many; or torchrun started
+            another number of processes.
     """
     device = resolve_device(config.device)
-    if device == "cuda" and config.devices > torch.cuda.device_count():
+    devices, nodes = resolve_processes(config.devices, config.nodes)
+    if device == "cuda" and devices > torch.cuda.device_count():
         raise TenfoldError(
-            f"{config.devices} devices were asked for, but this machine has {torch.cuda.device_count()}; "
-            "lower --devices"
+            f"{devices} devices were asked for, but this machine has {torch.cuda.device_count()}; lower --devices"
         )
     if device == "cuda" and torch.cuda.get_device_capability()[0] >= 8:
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
-    several = config.devices * config.nodes > 1
-    return Fabric(
+    fabric = Fabric(
         accelerator=device,
-        devices=config.devices,
-        num_nodes=config.nodes,
-        strategy=strategy or ("ddp" if several else "auto"),
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy or ("ddp" if devices * nodes > 1 else "auto"),
         precision=resolve_precision(config.precision, device),
     )
+    if fabric.global_rank > 0:
+        set_quiet(True)
+    return fabric
+
+
+def resolve_processes(devices: int, nodes: int) -> tuple[int, int]:
+    """Processes per node and nodes; torchrun's where 1 and 1 are asked for.
+
+    Without this each process that torchrun started would take itself for the only one, and write the same run.
+    """
+    if devices < 1 or nodes < 1:
+        raise TenfoldError(f"--devices and --nodes are at least 1, not {devices} and {nodes}")
+    if not torch.distributed.is_torchelastic_launched():
+        return devices, nodes
+    per_node = int(os.environ["LOCAL_WORLD_SIZE"])
+    started = per_node, int(os.environ["WORLD_SIZE"]) // per_node
+    if (devices, nodes) not in ((1, 1), started):
+        raise TenfoldError(
+            f"torchrun started {started[0]} processes on {started[1]} nodes, but --devices {devices} and "
+            f"--nodes {nodes} were asked for; leave them out"
+        )
+    return started
 
 
 def resolve_device(device: str) -> str:
@@ -75,6 +100,8 @@ def resolve_device(device: str) -> str:
 
 def resolve_precision(precision: Precision, device: str) -> FabricPrecision:
     """``auto`` as the precision that suits the device."""
+    if precision == "16-mixed" and device == "cpu":
+        raise TenfoldError("fp16 needs a GPU; use --precision auto, or bf16-mixed, on the CPU")
     if precision != "auto":
         return precision
     if device != "cuda":
@@ -84,7 +111,7 @@ def resolve_precision(precision: Precision, device: str) -> FabricPrecision:
 
 def channels_last(module: Module, device: torch.device) -> Module:
     """Convolution weights in NHWC on CUDA, where tensor cores want them; unchanged elsewhere."""
-    return module.to(memory_format=torch.channels_last) if device.type == "cuda" else module  # type: ignore[call-overload, no-any-return]
+    return module.to(memory_format=torch.channels_last) if device.type == "cuda" else module  # type: ignore[call-overload]
 
 
 def maybe_compile(module: Module, enabled: bool) -> Module:

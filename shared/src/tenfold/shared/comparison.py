@@ -1,4 +1,4 @@
-"""Reported numbers beside reproduced ones: reading ``reported.toml``, joining it with run records, judging claims.
+"""Reported numbers beside reproduced ones: ``reported.toml``, its join with run records, and claims.
 
 A reproduced result joins a reported row by (dataset, setting, method, metric). A claim compares the mean
 over seeds of two methods of one profile, and asks that they differ by at least a margin.
@@ -6,6 +6,7 @@ over seeds of two methods of one profile, and asks that they differ by at least 
 
 from __future__ import annotations
 
+import math
 import statistics
 import tomllib
 from collections import defaultdict
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tenfold.shared.logging import TenfoldError
@@ -23,7 +25,7 @@ from tenfold.shared.logging import TenfoldError
 
 @dataclass(frozen=True)
 class ReportedRow:
-    """One printed number of a paper; ``value`` is None where it could not be read (``unavailable`` says why)."""
+    """One printed number of a paper; ``value`` is None where it is not known (``unavailable`` says why)."""
 
     table: str
     dataset: str
@@ -126,7 +128,10 @@ class Verdict:
 
     @property
     def holds(self) -> bool | None:
-        return None if self.difference is None else self.difference >= self.claim.margin
+        if self.difference is None:
+            return None
+        margin = self.claim.margin
+        return self.difference >= margin or math.isclose(self.difference, margin, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def load_reported(source: Path | str) -> Reported:
@@ -135,8 +140,8 @@ def load_reported(source: Path | str) -> Reported:
     Raises:
         TenfoldError: the file is missing, is not TOML, or lacks a field.
     """
-    file = resources.files(source).joinpath("reported.toml") if isinstance(source, str) else source
     try:
+        file = resources.files(source).joinpath("reported.toml") if isinstance(source, str) else source
         content = tomllib.loads(file.read_text(encoding="utf-8"))
         return Reported(
             **{key: content[key] for key in ("paper", "title", "authors", "venue", "year", "link")},
@@ -144,12 +149,14 @@ def load_reported(source: Path | str) -> Reported:
             rows=tuple(ReportedRow(**row) for row in content["rows"]),
             claims=tuple(Claim(**claim) for claim in content["claims"]),
         )
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise TenfoldError(f"{file.name} cannot be read as a table of reported numbers: {error}") from error
+    except KeyError as error:
+        raise TenfoldError(f"the reported numbers of {source} lack the field {error}") from error
+    except (ImportError, OSError, ValueError, TypeError) as error:
+        raise TenfoldError(f"the reported numbers of {source} cannot be read: {error}") from error
 
 
 def measure(results: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str, str], Measurement]:
-    """Group finished ``result.json`` records by (dataset, setting, method, metric), seeds in ascending order."""
+    """Group finished records by (dataset, setting, method, metric), seeds in ascending order."""
     values: dict[tuple[str, str, str, str], list[tuple[int, float]]] = defaultdict(list)
     for result in results:
         if result["status"] != "finished":
@@ -205,10 +212,10 @@ def print_comparison(
     metrics: Sequence[str],
     console: Console | None = None,
 ) -> list[Verdict]:
-    """Print *paper / reproduced / difference* for ``metrics`` and the claims of ``profile``; return the verdicts."""
+    """Print *paper / reproduced / difference* of ``metrics``, and ``profile``'s claims; return the verdicts."""
     console = console or Console(width=None if Console().is_terminal else 150)
     rows = {(row.dataset, row.setting, row.method, row.metric): row for row in reported.rows}
-    table = Table(title=f"{reported.paper}: {profile}", title_justify="left")
+    table = Table(title=escape(f"{reported.paper}: {profile}"), title_justify="left")
     for column in ("dataset", "setting", "method", "metric"):
         table.add_column(column)
     for column in ("paper", "reproduced", "difference", "runs"):
@@ -219,12 +226,10 @@ def print_comparison(
         row = rows.get(key)
         comparison = Comparison(row, measurement) if row else None
         table.add_row(
-            *key,
+            *map(escape, key),
             "–" if row is None or row.value is None else _number(row.value, row.std),
             _number(measurement.mean, measurement.std),
-            "–"
-            if comparison is None or comparison.difference is None
-            else f"{comparison.difference:+.2f}",
+            "–" if comparison is None else _difference(comparison.difference, measurement.mean),
             str(len(measurement.values)),
         )
     console.print(table)
@@ -234,9 +239,10 @@ def print_comparison(
     for column in ("claim", "better", "worse", "difference", "needed", "holds?"):
         claims.add_column(column, justify="left" if column in ("claim", "holds?") else "right")
     for verdict in verdicts:
+        sides = (verdict.better, verdict.worse)
         claims.add_row(
-            verdict.claim.text,
-            *("–" if side is None else _number(side.mean, side.std) for side in (verdict.better, verdict.worse)),
+            escape(verdict.claim.text),
+            *("–" if side is None else _number(side.mean, side.std) for side in sides),
             "–" if verdict.difference is None else f"{verdict.difference:+.3g}",
             f"≥ {verdict.claim.margin:g}",
             {True: "[green]yes[/]", False: "[red]NO[/]", None: "[yellow]not run[/]"}[verdict.holds],
@@ -247,5 +253,16 @@ def print_comparison(
 
 
 def _number(mean: float, std: float | None) -> str:
-    digits = 2 if abs(mean) >= 10 else 3
+    digits = _digits(mean)
     return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+
+
+def _difference(difference: float | None, mean: float) -> str:
+    return "–" if difference is None else f"{difference:+.{_digits(mean)}f}"
+
+
+def _digits(mean: float) -> int:
+    """Decimals that show a number of this size: 2 for percentages, more for fractions and small losses."""
+    if abs(mean) >= 10:
+        return 2
+    return 3 if abs(mean) >= 0.1 or mean == 0 else min(3 - math.ceil(math.log10(abs(mean))), 9)

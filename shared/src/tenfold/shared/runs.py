@@ -7,7 +7,8 @@
 ``metrics.jsonl``     one line per logged step; a line cut off by a kill is dropped on reading
 ``events.out.*``      the same for TensorBoard
 ``checkpoint.pt``     everything needed to go on, while the run is unfinished
-``result.json``       the outcome (schema version 1), written last; its presence means *finished*
+``result.json``       the outcome (schema version 1), written last; its ``status`` says finished or failed
+``log.txt``           what was said while the run was done
 ``figures/``, ``*.pt``  pictures and artifacts that ``result.json`` or later runs refer to
 ====================  =====================================================================
 """
@@ -16,33 +17,51 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import math
-import os
-import pickle
-import platform
 import re
-import shlex
 import shutil
-import subprocess
-import sys
+import tempfile
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path, PurePath
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 
+from tenfold.shared.events import append_scalars, remove_events
+from tenfold.shared.files import (
+    append_whole,
+    read_json,
+    read_json_lines,
+    remove_partial,
+    replaced,
+    write_json,
+)
 from tenfold.shared.logging import TenfoldError, get_logger, log_to_file
+from tenfold.shared.privacy import cut_paths
+from tenfold.shared.provenance import environment, peak_memory_bytes
 from tenfold.shared.seeding import restore_rng_state, rng_state
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+__all__ = [
+    "SCHEMA_VERSION",
+    "Run",
+    "RunKey",
+    "config_hash",
+    "environment",
+    "find_results",
+    "finite_or_none",
+    "load_checkpoint",
+    "peak_memory_bytes",
+    "plain",
+    "read_json",
+    "replaced",
+    "save_atomically",
+    "write_json",
+]
 
 SCHEMA_VERSION = 1
 
@@ -51,7 +70,11 @@ logger = get_logger("runs")
 
 @dataclasses.dataclass(frozen=True)
 class RunKey:
-    """What a run is. ``dataset``, ``setting`` and ``method`` join it with the paper's reported numbers."""
+    """What a run is. ``dataset``, ``setting`` and ``method`` join it with the paper's reported numbers.
+
+    Raises:
+        TenfoldError: paper, profile or name cannot be the name of a directory.
+    """
 
     paper: str
     profile: str
@@ -60,6 +83,14 @@ class RunKey:
     dataset: str
     setting: str
     method: str
+
+    def __post_init__(self) -> None:
+        for field in ("paper", "profile", "name"):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", getattr(self, field)):
+                raise TenfoldError(
+                    f"the {field} of a run is made of letters, digits, '.', '_' and '-' and begins with a letter "
+                    f"or digit, unlike {getattr(self, field)!r}"
+                )
 
     @property
     def path(self) -> Path:
@@ -112,7 +143,6 @@ class Run:
         self._started_at = datetime.now(UTC)
         self._elapsed_before = 0.0
         self._figures: list[dict[str, str]] = []
-        self._tensorboard: SummaryWriter | None = None
         self._stop_log_file = lambda: None
 
     # -- state of the directory ------------------------------------------------------------------------
@@ -121,7 +151,7 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """The finished result of exactly this configuration, or None."""
         result = read_json(self.directory / "result.json")
-        if result is None or result.get("config_hash") != self.config_hash:
+        if result is None or not self._owns(result):
             return None
         return result if result.get("status") == "finished" else None
 
@@ -138,34 +168,40 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TenfoldError(
-                f"cannot create the run directory {self.directory} ({error.strerror}); choose another --output"
+                f"cannot create the run directory {self.directory} ({error.strerror}); "
+                "choose another --output"
             ) from error
         stored = read_json(self.directory / "config.json")
-        if stored is None or stored.get("config_hash") != self.config_hash:
+        if stored is None or not self._owns(stored):
             self.clear()
+        (self.directory / "result.json").unlink(missing_ok=True)
+        remove_partial(self.directory)
         write_json(
             self.directory / "config.json",
             {"config_hash": self.config_hash, **dataclasses.asdict(self.key), "config": self.config},
         )
+        if not (self.directory / "checkpoint.pt").exists():
+            self._keep_metrics([])
         self._stop_log_file = log_to_file(self.directory / "log.txt")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._tensorboard is not None:
-            with suppress(OSError):
-                self._tensorboard.close()
-            self._tensorboard = None
         self._stop_log_file()
         if self.is_writer and isinstance(error, Exception):
             with suppress(OSError):  # a full disk must not hide the error that is on its way
-                self._write_result({}, "failed", None, None, error=f"{kind.__name__ if kind else ''}: {error}")
+                reason = cut_paths(f"{type(error).__name__}: {error}")
+                self._write_result({}, "failed", None, None, error=reason)
 
     def clear(self) -> None:
         """Remove everything in the directory: the record of another configuration, or one to be repeated."""
+        (self.directory / "result.json").unlink(missing_ok=True)  # first: without the rest it would mislead
         for path in sorted(self.directory.iterdir()) if self.directory.is_dir() else []:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     # -- checkpoints -----------------------------------------------------------------------------------
 
@@ -181,6 +217,7 @@ class Run:
             "step": step,
             "elapsed": self._elapsed(),
             "rng": rng_state(),
+            "figures": self._figures,
             "state": dict(state),
         }
         save_atomically(self.directory / "checkpoint.pt", content)
@@ -193,17 +230,21 @@ class Run:
     def resume(self) -> dict[str, Any] | None:
         """The state of the last checkpoint, with all global RNGs put back; None where there is none.
 
+        Every process of a distributed run gets the state, and the RNG states of the one that wrote it.
+
         Raises:
-            TenfoldError: the checkpoint is truncated or corrupt.
+            TenfoldError: the checkpoint is truncated, corrupt, or of another configuration.
         """
         path = self.directory / "checkpoint.pt"
         if not path.exists():
-            self._truncate_metrics(after_step=None)
             return None
         content = load_checkpoint(path)
         if content.get("config_hash") != self.config_hash:
+            if not self.is_writer:  # the writer is about to remove it
+                return None
             raise TenfoldError(f"{path} belongs to another configuration; repeat the run with --force")
-        self._truncate_metrics(after_step=content["step"])
+        self._keep_metrics([row for row in self.history() if row["step"] <= content["step"]])
+        self._figures = content.get("figures", [])
         self._elapsed_before = content["elapsed"]
         self._started = time.monotonic()
         restore_rng_state(content["rng"])
@@ -218,15 +259,12 @@ class Run:
         if not self.is_writer:
             return
         row = {"step": step, **{name: finite_or_none(value) for name, value in values.items()}}
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        for name, value in values.items():
-            self._events().add_scalar(name, value, step)
+        append_whole(self.directory / "metrics.jsonl", _line(row))
+        append_scalars(self.directory, row)
 
     def history(self) -> list[dict[str, Any]]:
         """The complete lines of ``metrics.jsonl``, in order."""
-        path = self.directory / "metrics.jsonl"
-        return [json.loads(line) for line in _complete_lines(path)] if path.exists() else []
+        return read_json_lines(self.directory / "metrics.jsonl")
 
     def save_artifact(self, name: str, content: Mapping[str, Any]) -> Path:
         """Store tensors and plain values under ``name`` in the run directory; returns the path."""
@@ -238,6 +276,10 @@ class Run:
     @contextmanager
     def figure(self, name: str, caption: str) -> Iterator[Path]:
         """Yield the path to draw a picture to; it appears in the record once it is complete."""
+        if not self.is_writer:
+            with tempfile.TemporaryDirectory() as discarded:
+                yield Path(discarded, name)
+            return
         target = self.directory / "figures" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with replaced(target) as temporary:
@@ -251,7 +293,10 @@ class Run:
         throughput: float | None = None,
         throughput_unit: str | None = None,
     ) -> dict[str, Any]:
-        """Write ``result.json``, which ends the run, and drop the checkpoint; returns the result."""
+        """Write ``result.json``, which ends the run, and drop the checkpoint; returns the result.
+
+        It is empty on a process that does not write.
+        """
         if not self.is_writer:
             return {}
         result = self._write_result(metrics, "finished", throughput, throughput_unit)
@@ -259,6 +304,11 @@ class Run:
         return result
 
     # -- inside ----------------------------------------------------------------------------------------
+
+    def _owns(self, record: Mapping[str, Any]) -> bool:
+        """Whether a ``config.json`` or ``result.json`` is of this key and configuration."""
+        expected = {"config_hash": self.config_hash, **dataclasses.asdict(self.key)}
+        return all(record.get(name) == value for name, value in expected.items())
 
     def _write_result(
         self,
@@ -303,73 +353,39 @@ class Run:
     def _elapsed(self) -> float:
         return self._elapsed_before + time.monotonic() - self._started
 
-    def _events(self) -> SummaryWriter:
-        if self._tensorboard is None:
-            from torch.utils.tensorboard import SummaryWriter  # importing it takes a second
-
-            self._tensorboard = SummaryWriter(str(self.directory))
-        return self._tensorboard
-
-    def _truncate_metrics(self, after_step: int | None) -> None:
-        """Drop the lines after the checkpoint, all of them where there is none."""
+    def _keep_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Make ``rows`` all there is in ``metrics.jsonl`` and the TensorBoard events."""
         path = self.directory / "metrics.jsonl"
         if not self.is_writer or not path.exists():
             return
-        keep = [] if after_step is None else [
-            line for line in _complete_lines(path) if json.loads(line)["step"] <= after_step
-        ]
         with replaced(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in keep), encoding="utf-8")
-        for events in self.directory.glob("events.out.*"):
-            events.unlink()
-        for line in keep:
-            row = json.loads(line)
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    self._events().add_scalar(name, value, row["step"])
+            temporary.write_bytes(b"".join(_line(row) for row in rows))
+        remove_events(self.directory)
+        for row in rows:
+            append_scalars(self.directory, row)
 
 
-# -- files ---------------------------------------------------------------------------------------------
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
 
 
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes the place of ``path`` in one step."""
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON (no NaN) in one step."""
-    with replaced(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object stored at ``path``; None where there is no file or it is not a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return content if isinstance(content, dict) else None
+# -- checkpoints and results --------------------------------------------------------------------------
 
 
 def save_atomically(path: Path, content: Mapping[str, Any]) -> None:
-    """``torch.save`` in one step."""
-    with replaced(path) as temporary:
+    """``torch.save`` in one step.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written.
+    """
+    with replaced(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # how torch's zip writer reports a full disk
-            raise OSError(None, f"writing failed: {str(error).splitlines()[0]}", str(path)) from error
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's archive writer hides why a write failed
+            reason = error.__context__
+            if isinstance(reason, OSError):
+                raise OSError(reason.errno, reason.strerror) from error
+            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -377,14 +393,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         TenfoldError: the file is missing, truncated, or holds anything but tensors and plain values.
+        OSError: the file cannot be read.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        file = path.open("rb")
     except FileNotFoundError as error:
         raise TenfoldError(f"no checkpoint at {path}; give the path of an existing file") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    try:
+        with file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can make the reader raise anything
         raise TenfoldError(
-            f"{path} is truncated or corrupt; delete it (or repeat the run with --force) and run again"
+            f"{path} is truncated, corrupt, or holds more than tensors and plain values; "
+            "replace it, or repeat the run that wrote it with --force"
         ) from error
     if not isinstance(content, dict):
         raise TenfoldError(f"{path} does not hold a checkpoint of ours (a dictionary was expected)")
@@ -392,27 +413,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def find_results(root: Path, paper: str, profile: str) -> list[dict[str, Any]]:
-    """All readable ``result.json`` of one profile, in order of their directories' names."""
-    paths = sorted((root / paper / profile).glob("*/result.json"))
-    return [result for path in paths if (result := read_json(path)) is not None]
+    """All ``result.json`` of one profile that are of this schema, in order of their directories' names."""
+    results = [read_json(path) for path in sorted((root / paper / profile).glob("*/result.json"))]
+    return [result for result in results if result and result.get("schema_version") == SCHEMA_VERSION]
 
 
-def _complete_lines(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return text[: text.rfind("\n") + 1].splitlines()
-
-
-# -- configuration and provenance ----------------------------------------------------------------------
+# -- configuration -------------------------------------------------------------------------------------
 
 
 def plain(value: Any) -> Any:
-    """A dataclass, mapping, sequence or scalar as what JSON can hold."""
+    """A dataclass, mapping, sequence or scalar as what JSON can hold; inf and nan become their names."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a configuration holds plain values only, not {type(value).__name__}")
@@ -427,79 +445,3 @@ def config_hash(config: Mapping[str, Any]) -> str:
 def finite_or_none(value: float) -> float | None:
     """JSON has no NaN and no infinity: they become null."""
     return float(value) if math.isfinite(value) else None
-
-
-def environment(paper: str) -> dict[str, Any]:
-    """Versions, hardware, commit and command of this process; no host name, user name or absolute path."""
-    return {
-        "command": command_line(paper, sys.argv),
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "packages": _package_versions(paper),
-        "hardware": {
-            "cpu": _cpu_model(),
-            "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        },
-        "git": _git_commit(),
-    }
-
-
-def command_line(paper: str, arguments: list[str]) -> str:
-    """The command that was typed, with absolute paths cut to their last part."""
-    program = PurePath(arguments[0]).name if arguments else ""
-    if program in ("__main__.py", "-c", "-m", ""):
-        program = f"tenfold-{paper}"
-    shortened = [re.sub(r"(^|=)(~|/|[A-Za-z]:\\)\S*[/\\]", r"\1…/", argument) for argument in arguments[1:]]
-    return " ".join([program, *(a if a.startswith("…") else shlex.quote(a) for a in shortened)])
-
-
-def peak_memory_bytes() -> int | None:
-    """Peak memory: on the GPU where CUDA was used, else of this process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
-def _package_versions(paper: str) -> dict[str, str]:
-    names = {"tenfold-shared", f"tenfold-{paper}", "torch"}
-    with suppress(importlib.metadata.PackageNotFoundError):
-        for requirement in importlib.metadata.requires(f"tenfold-{paper}") or []:
-            names.add(re.split(r"[ <>=!~;\[]", requirement, maxsplit=1)[0])
-    versions = {}
-    for name in sorted(names):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
-def _cpu_model() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _git_commit() -> dict[str, Any]:
-    """Commit of the checkout that this file is tracked in; nulls for an installed copy."""
-    here = Path(__file__)
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *arguments], cwd=here.parent, capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    if git("ls-files", "--error-unmatch", here.name) is None:
-        return {"commit": None, "dirty": None}
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else status != ""}

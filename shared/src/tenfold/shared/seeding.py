@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tenfold.shared.logging import TenfoldError
+
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
     """Seed Python, NumPy and torch (all devices).
@@ -17,7 +19,12 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
         seed: a non-negative integer below 2**32.
         deterministic: also ask torch for deterministic kernels, at some cost in speed on CUDA; an operation
             that has none raises when it is called.
+
+    Raises:
+        TenfoldError: the seed is out of range.
     """
+    if not 0 <= seed < 2**32:
+        raise TenfoldError(f"a seed is a whole number from 0 to {2**32 - 1}, not {seed}")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -32,7 +39,7 @@ def make_generator(seed: int, device: torch.device | str = "cpu") -> torch.Gener
     return torch.Generator(device=device).manual_seed(seed)
 
 
-def seed_worker(worker_id: int) -> None:
+def seed_worker(worker_id: int) -> None:  # noqa: ARG001
     """``worker_init_fn`` of a DataLoader: NumPy and Python follow the seed that torch gave this worker."""
     seed = torch.initial_seed() % 2**32
     np.random.seed(seed)
@@ -40,12 +47,12 @@ def seed_worker(worker_id: int) -> None:
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> torch.Tensor:
-    """A permutation of 0..size-1 that depends on nothing but its arguments, so an interrupted epoch can go on."""
+    """A permutation of 0..size-1 that depends on its arguments alone, so an interrupted epoch can go on."""
     return torch.randperm(size, generator=make_generator(seed * 1_000_003 + epoch))
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global random number generator, as plain values and tensors.
+    """The state of the global generators of Python, NumPy and torch (CPU and CUDA), as plain values and tensors.
 
     It can be stored in a checkpoint that is read back with ``torch.load(..., weights_only=True)``.
     """
@@ -71,5 +78,6 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     keys = numpy["keys"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, numpy["position"], numpy["has_gauss"], numpy["cached_gauss"]))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available():
+        for device in range(min(len(state["cuda"]), torch.cuda.device_count())):  # it may be another machine
+            torch.cuda.set_rng_state(state["cuda"][device], device)

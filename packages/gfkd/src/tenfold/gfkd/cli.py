@@ -13,19 +13,19 @@ import torch
 import tyro
 
 from tenfold.gfkd.backends import Backend
-from tenfold.gfkd.checkpoints import load_model, read_fake_graphs
+from tenfold.gfkd.checkpoints import load_model, read_fake_graphs, read_graphs
 from tenfold.gfkd.config import PROFILES, GenerationConfig, Profile, TrainingConfig
 from tenfold.gfkd.data import write_gin_text
 from tenfold.gfkd.evaluation import accuracy, predict
-from tenfold.gfkd.experiments import PAPER, Workplace, load_split, reproduce
-from tenfold.gfkd.generation import GENERATION_METHODS, GraphGenerator
-from tenfold.gfkd.graphs import GraphSet
-from tenfold.gfkd.models import build_model
+from tenfold.gfkd.experiments import PAPER, Split, Suite, load_split, reproduce
+from tenfold.gfkd.generation import GENERATION_METHODS, GraphGenerator, chunk_seed, chunk_sizes
+from tenfold.gfkd.graphs import concatenate
+from tenfold.gfkd.models import GraphClassifier, build_model
 from tenfold.gfkd.training import artifact, fit, labels_and_loss, teacher_and_loss
 from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, progress, set_quiet
-from tenfold.shared.runs import Run, RunKey, load_checkpoint, plain, save_atomically
+from tenfold.shared.runs import Run, RunKey, plain, save_atomically
 
 logger = get_logger("gfkd")
 
@@ -62,6 +62,8 @@ class Reproduce:
     """Fetch missing sets from the TUDataset collection."""
     force: bool = False
     """Repeat runs that are finished."""
+    workers: int | None = None
+    """Processes that share the runs; by default one for each CPU core, or one in all on a GPU."""
     accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 15.0
     """Time between two checkpoints of a run."""
@@ -72,11 +74,18 @@ class Reproduce:
         profile = _profile(self.profile)
         if self.seeds is not None:
             profile = replace(profile, seeds=self.seeds)
-        fabric = make_fabric(self.accelerator)
-        fabric.launch()
-        place = Workplace(self.output, fabric, self.force, self.checkpoint_seconds, self.accelerator.compile)
-        results = reproduce(self.profile, profile, _data_root(self.data_root), place, self.download)
-        if not fabric.is_global_zero:
+        suite = Suite(
+            self.profile,
+            profile,
+            self.output,
+            _data_root(self.data_root),
+            self.download,
+            self.force,
+            self.checkpoint_seconds,
+            self.accelerator,
+        )
+        results = reproduce(suite, self.workers, self.quiet)
+        if not suite.fabric.is_global_zero:
             return 0
         metrics = ("test_accuracy", "best_test_accuracy", "final_loss")
         verdicts = print_comparison(load_reported("tenfold.gfkd"), results, self.profile, metrics)
@@ -118,6 +127,8 @@ class Distill:
     """model.pt of a run, or a released .pth file."""
     graphs: Path | None = None
     """graphs.pt of a run, or fake graphs in the GIN text format; by default the real training graphs."""
+    official_loops: bool = False
+    """As the authors' reader, leave out the self loop of nodes without outgoing edges in a text file."""
     teacher_model: str = "gcn5_64"
     """The teacher's architecture, needed for a released .pth file only."""
     model: str = "gcn3_32"
@@ -136,7 +147,7 @@ class Distill:
 
     def run(self) -> int:
         name = f"{_stem(self.data.dataset)}-{self.model}-distilled"
-        return _train_one(self, teacher=self.teacher, graphs=self.graphs, name=name)
+        return _train_one(self, self.teacher, self.graphs, name, self.official_loops)
 
 
 @dataclass(frozen=True)
@@ -168,19 +179,28 @@ class Generate:
         network, known_degrees = load_model(self.teacher, self.teacher_model)
         if self.generation.features == "degree" and known_degrees is None:
             raise TenfoldError("this teacher reads node tags; degree features need one trained on degrees")
-        generator = GraphGenerator(
-            network,
-            self.generation,
-            GENERATION_METHODS[self.method],
-            [self.seed],
-            known_degrees,
-            self.backend,
-            device,
-        )
-        for _ in progress(range(self.generation.iterations), self.method, self.generation.iterations):
-            generator.step()
-        final = float(generator.current_loss())
-        save_atomically(self.to, generator.graphs(self.seed).state_dict())
+        if self.generation.features != "degree" and known_degrees is not None:
+            raise TenfoldError("this teacher reads degrees; add --features degree")
+        iterations = 0 if self.method == "RandG" else self.generation.iterations
+        parts, losses = [], []
+        for chunk, size in enumerate(chunk_sizes(self.generation)):
+            seed = chunk_seed(self.seed, chunk)
+            generator = GraphGenerator(
+                network,
+                replace(self.generation, num_graphs=size),
+                GENERATION_METHODS[self.method],
+                [seed],
+                known_degrees,
+                self.backend,
+                device,
+            )
+            for _ in progress(range(iterations), self.method, iterations):
+                generator.step()
+            losses.append(float(generator.current_loss()))
+            parts.append(generator.graphs(seed))
+        self.to.parent.mkdir(parents=True, exist_ok=True)
+        save_atomically(self.to, concatenate(parts).state_dict())
+        final = sum(losses) / len(losses)
         logger.info("%d fake graphs in %s, objective %.3f", self.generation.num_graphs, self.to, final)
         return 0
 
@@ -202,12 +222,7 @@ class Evaluate:
         split = load_split(
             self.data.dataset, self.data.split_seed, _data_root(self.data.data_root), self.data.download
         )
-        expected = (split.test.num_features, split.test.num_classes)
-        if (network.input_dim, network.output_dim) != expected:
-            raise TenfoldError(
-                f"the network reads {network.input_dim} features and knows {network.output_dim} classes, but "
-                f"{self.data.dataset} has {expected[0]} and {expected[1]}; choose the --dataset it was trained on"
-            )
+        _check_fit(network, split)
         value = accuracy(predict(network, split.test, self.backend), split.test.labels)
         print(f"test accuracy {value:.2f} % on {len(split.test)} graphs of {split.dataset.name}")
         return 0
@@ -225,7 +240,8 @@ class Export:
     """gin: compact text; pyg: torch_geometric data list (torch.save); dgl: DGL's binary format."""
 
     def run(self) -> int:
-        graphs = GraphSet(**load_checkpoint(self.graphs))
+        graphs = read_graphs(self.graphs)
+        self.to.parent.mkdir(parents=True, exist_ok=True)
         if self.format == "gin":
             if graphs.nodes.is_floating_point():
                 raise TenfoldError(
@@ -255,15 +271,15 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``tenfold-gfkd``; ends the process with the command's exit status."""
-    command = tyro.cli(
-        Command,
-        prog="tenfold-gfkd",
-        description="Graph-free knowledge distillation for graph neural networks (Deng and Zhang, IJCAI 2021).",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    set_quiet(getattr(command, "quiet", False))
     with errors_in_one_line():
+        command = tyro.cli(
+            Command,
+            prog="tenfold-gfkd",
+            description="Graph-free knowledge distillation for graph neural networks (Deng and Zhang, IJCAI 2021).",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+        set_quiet(getattr(command, "quiet", False))
         sys.exit(command.run())
 
 
@@ -283,6 +299,18 @@ def _data_root(given: Path | None) -> Path:
     return given or Path(os.environ.get("TENFOLD_DATA", "data"))
 
 
+def _check_fit(network: GraphClassifier, split: Split) -> None:
+    sizes, expected = (
+        (network.input_dim, network.output_dim),
+        (split.test.num_features, split.test.num_classes),
+    )
+    if sizes != expected:
+        raise TenfoldError(
+            f"the network reads {sizes[0]} features and knows {sizes[1]} classes, but {split.dataset.name} has "
+            f"{expected[0]} and {expected[1]}; choose the --dataset it was trained on"
+        )
+
+
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -291,7 +319,13 @@ def _stem(dataset: str) -> str:
     return Path(dataset).stem.lower()
 
 
-def _train_one(arguments: Train | Distill, teacher: Path | None, graphs: Path | None, name: str) -> int:
+def _train_one(
+    arguments: Train | Distill,
+    teacher: Path | None,
+    graphs: Path | None,
+    name: str,
+    official_loops: bool = False,
+) -> int:
     """Train one network on labels, or on a teacher's logits, with a run record of its own."""
     data, training = arguments.data, arguments.training
     fabric = make_fabric(arguments.accelerator)
@@ -299,11 +333,13 @@ def _train_one(arguments: Train | Distill, teacher: Path | None, graphs: Path | 
     split = load_split(data.dataset, data.split_seed, _data_root(data.data_root), data.download)
     train = split.train
     if graphs is not None:
-        train = read_fake_graphs(graphs, split.train.num_features, split.train.num_classes)
+        sizes = (split.train.num_features, split.train.num_classes)
+        train = read_fake_graphs(graphs, *sizes, official_loops)
     if teacher is None:
         targets, loss = labels_and_loss(train)
     else:
         network, _ = load_model(teacher, arguments.teacher_model if isinstance(arguments, Distill) else "")
+        _check_fit(network, split)
         targets, loss = teacher_and_loss(network, train, training.temperature, arguments.backend)
     config = {
         "dataset": split.dataset.name,
@@ -313,6 +349,7 @@ def _train_one(arguments: Train | Distill, teacher: Path | None, graphs: Path | 
         "seed": arguments.seed,
         "teacher_sha256": None if teacher is None else _sha256(teacher),
         "graphs_sha256": None if graphs is None else _sha256(graphs),
+        "official_loops": official_loops,
     }
     method = "Labels" if teacher is None else "KD" if graphs is None else "Fake graphs"
     key = RunKey(

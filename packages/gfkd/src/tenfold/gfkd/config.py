@@ -7,6 +7,7 @@ from typing import Literal
 
 from tenfold.gfkd.backends import Backend
 from tenfold.gfkd.structure import Estimator
+from tenfold.shared.logging import TenfoldError
 
 Method = Literal["RandG", "DeepInvG", "GFKD", "KD", "Labels"]
 FeatureKind = Literal["one-hot", "continuous", "degree"]
@@ -26,6 +27,10 @@ class TrainingConfig:
     """Draw a new order each epoch; the authors' student sees the fake graphs in a fixed order."""
     temperature: float = 2.0
     """T of the distillation loss; unused when training on labels."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.temperature <= 0:
+            raise TenfoldError("epochs and batch size must be at least 1, and the temperature above 0")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,18 @@ class GenerationConfig:
     """Batch-norm distance of each graph by itself in the structure step, instead of one for all graphs."""
     graphs_per_batch: int | None = None
     """Optimise this many graphs at a time, each batch with statistics of its own; by default all together."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_nodes <= self.max_nodes:
+            raise TenfoldError(
+                f"fake graphs of {self.min_nodes} to {self.max_nodes} nodes cannot be made; "
+                "min_nodes must be at least 1 and at most max_nodes"
+            )
+        counts = (self.num_graphs, self.graphs_per_batch, self.lr_decay_every)
+        if any(count is not None and count < 1 for count in counts) or self.iterations < 0:
+            raise TenfoldError(
+                "num_graphs, graphs_per_batch and lr_decay_every must be at least 1, iterations at least 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def load_dataset(
         raise TenfoldError(
             f"no data set {str(source)!r}; choose one of {names}, or the path of a GIN text file"
         )
-    return _number(path.stem, parse_gin_text(_read_text(path), path.name), self_loops, bool(degree_features))
+    return _number(path.stem, parse_gin_text(read_text(path), path.name), self_loops, bool(degree_features))
 
 
 def split_indices(num_graphs: int, seed: int, train_fraction: float = 0.7) -> tuple[list[int], list[int]]:
@@ -196,14 +196,18 @@ def parse_gin_text(text: str, name: str) -> list[RawGraph]:
         position += 1
         fields = lines[position - 1].split() if position <= len(lines) else []
         if not fields:
-            raise damaged(f"the file ends where {what} should stand")
+            end = not any(line.strip() for line in lines[position:])
+            raise damaged(f"{'the file ends' if end else 'there is an empty line'} where {what} should stand")
         try:
             return [int(field) for field in fields]
         except ValueError:
             raise damaged(f"{what} should be whole numbers") from None
 
     graphs = []
-    for index in range(next_line("the number of graphs")[0]):
+    (num_graphs, *rest) = next_line("the number of graphs")
+    if num_graphs < 1 or rest:
+        raise damaged("the first line should be the number of graphs")
+    for index in range(num_graphs):
         header = next_line(f"the header 'nodes label' of graph {index}")
         if len(header) != 2 or header[0] < 1:
             raise damaged(f"the header of graph {index} should be 'nodes label', found {len(header)} fields")
@@ -219,7 +223,10 @@ def parse_gin_text(text: str, name: str) -> list[RawGraph]:
             tags.append(row[0])
             sources.extend([node] * len(neighbours))
             targets.extend(neighbours)
-        graphs.append(RawGraph(label, torch.tensor(tags), torch.tensor([sources, targets])))
+        if not -(2**63) <= min(tags) <= max(tags) < 2**63:
+            raise damaged(f"graph {index} has a tag that is no 64-bit number")
+        edges = torch.tensor([sources, targets], dtype=torch.int64)
+        graphs.append(RawGraph(label, torch.tensor(tags), edges))
     if any(line.strip() for line in lines[position:]):
         position += 1
         raise damaged("there is more after the last graph")
@@ -252,7 +259,7 @@ def _load_known(
         folders.append(root / "gfkd" / "gin")
     for path in [folder / f"{info.file}.txt{suffix}" for folder in folders for suffix in ("", ".xz")]:
         if path.is_file():
-            text = _read_text(path)
+            text = read_text(path)
             graphs = parse_gin_text(text, path.name)
             if hashlib.sha256(text.encode()).hexdigest() != info.sha256:
                 raise TenfoldError(
@@ -262,7 +269,7 @@ def _load_known(
     if root is not None and info.tu_name:
         collection = root / "gfkd" / "tudataset"
         if download:
-            TUDataset(str(collection), info.tu_name)
+            _download(collection, info.tu_name)
         if (collection / info.tu_name / "raw").is_dir():
             return load_tudataset(collection, info.tu_name, self_loops, degree_features, name=name)
     where = f"{root / 'gfkd'}" if root is not None else "no data root"
@@ -270,6 +277,15 @@ def _load_known(
         f"the data set {name} is missing (looked in {where}); set --data-root to a folder with "
         f"gfkd/gin/{info.file}.txt, or run again with --download; the profile quick needs no further data"
     )
+
+
+def _download(collection: Path, tu_name: str) -> None:
+    try:
+        TUDataset(str(collection), tu_name)
+    except OSError as error:
+        raise TenfoldError(
+            f"downloading {tu_name} into {collection} failed ({error}); check the network and the folder"
+        ) from error
 
 
 def load_tudataset(
@@ -322,12 +338,13 @@ def _number(name: str, raw: list[RawGraph], self_loops: bool, degree_features: b
         values = [graph.tags for graph in raw]
         distinct = list(dict.fromkeys(torch.cat(values).tolist()))
     columns = {value: column for column, value in enumerate(distinct)}
-    lookup = torch.full((max(distinct) + 1,), -1)
-    lookup[torch.tensor(distinct)] = torch.arange(len(distinct))
+    ascending, rank = torch.cat(values).unique(return_inverse=True)
+    column_of_rank = torch.tensor([columns[value] for value in ascending.tolist()])
+    nodes = column_of_rank[rank].split([len(graph.tags) for graph in raw])
     packed = graph_set(
         [
-            (len(graph.tags), edge, lookup[value], label_map[graph.label])
-            for graph, edge, value in zip(raw, edges, values, strict=True)
+            (len(graph.tags), edge, node, label_map[graph.label])
+            for graph, edge, node in zip(raw, edges, nodes, strict=True)
         ],
         num_features=len(columns),
         num_classes=len(label_map),
@@ -336,16 +353,26 @@ def _number(name: str, raw: list[RawGraph], self_loops: bool, degree_features: b
 
 
 def with_loops(graph: RawGraph) -> Tensor:
-    """The edges, then exactly one self loop for every node."""
+    """The edges, then one more self loop for every node.
+
+    COLLAB has 2837 self loops of its own; the authors' loader keeps them beside the added ones.
+    """
     loops = torch.arange(len(graph.tags)).expand(2, -1)
-    return torch.cat([graph.edges[:, graph.edges[0] != graph.edges[1]], loops], dim=1)
+    return torch.cat([graph.edges, loops], dim=1)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file, decompressed where its name ends with ``.xz``.
+
+    Raises:
+        TenfoldError: missing, truncated, or no text.
+    """
     try:
         if path.suffix == ".xz":
             return lzma.decompress(path.read_bytes()).decode()
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise TenfoldError(f"there is no file {path}; give the path of an existing one") from error
     except (lzma.LZMAError, UnicodeDecodeError, EOFError) as error:
         raise TenfoldError(
             f"{path} cannot be read ({error}); the file is damaged, restore the original"

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from tenfold.gfkd.graphs import GraphSet
 
 _COLOURS = matplotlib.colormaps["tab20"]
+_MOST_ARROWS = 600
+"""Denser graphs are drawn with plain lines: each arrow is a picture element of its own, and takes its time."""
 
 
 def draw_graphs(rows: Mapping[str, GraphSet], path: Path, columns: int = 6) -> None:
@@ -40,7 +42,8 @@ def _draw(graph: GraphSet, axis: Axes) -> None:
     structure.add_edges_from((int(a), int(b)) for a, b in graph.edges.t() if a != b)
     mutual = [edge for edge in structure.edges if structure.has_edge(*edge[::-1]) and edge[0] < edge[1]]
     one_way = [edge for edge in structure.edges if not structure.has_edge(*edge[::-1])]
-    places = nx.spring_layout(structure.to_undirected(), seed=0, iterations=200)
+    iterations = max(5, min(200, 10_000 // len(structure)))
+    places = nx.spring_layout(structure.to_undirected(), seed=0, iterations=iterations)
     classes = graph.nodes.tolist() if not graph.nodes.is_floating_point() else [0] * len(structure)
     colours = [_COLOURS(value % 20) for value in classes]
     nx.draw_networkx_nodes(structure, places, ax=axis, node_size=34, node_color=colours)
@@ -48,9 +51,21 @@ def _draw(graph: GraphSet, axis: Axes) -> None:
     nx.draw_networkx_edges(
         structure, places, edgelist=mutual, arrows=False, ax=axis, width=0.6, edge_color=grey
     )
-    nx.draw_networkx_edges(
-        structure, places, edgelist=one_way, arrowsize=4, node_size=34, ax=axis, width=0.6, edge_color=grey
-    )
+    if structure.number_of_edges() <= _MOST_ARROWS:
+        nx.draw_networkx_edges(
+            structure,
+            places,
+            edgelist=one_way,
+            arrowsize=4,
+            node_size=34,
+            ax=axis,
+            width=0.6,
+            edge_color=grey,
+        )
+    else:
+        nx.draw_networkx_edges(
+            structure, places, edgelist=one_way, arrows=False, ax=axis, width=0.6, edge_color=grey
+        )
     label = f"class {int(graph.labels[0])}, {len(structure)} nodes, {structure.number_of_edges()} edges"
     axis.text(0.5, -0.04, label, transform=axis.transAxes, ha="center", va="top", fontsize=6.5)
 

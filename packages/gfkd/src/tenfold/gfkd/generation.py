@@ -20,6 +20,7 @@ from tenfold.gfkd.graphs import GraphSet
 from tenfold.gfkd.losses import NodeGroups, batch_norm_distance, one_hot_entropy
 from tenfold.gfkd.models import GraphClassifier
 from tenfold.gfkd.structure import ESTIMATORS, NOISE_SAMPLES, initial_structure, mirrored, threshold
+from tenfold.shared.logging import TenfoldError
 from tenfold.shared.seeding import make_generator
 
 
@@ -139,6 +140,9 @@ class GraphGenerator:
         known_degrees: [d], ascending in-degrees behind the teacher's columns; needed for degree features.
         backend: message passing.
         device: where to compute.
+
+    Raises:
+        TenfoldError: the straight-through estimator on a backend that is not differentiable in the structure.
     """
 
     def __init__(
@@ -152,6 +156,8 @@ class GraphGenerator:
         device: torch.device | str = "cpu",
     ) -> None:
         assert config.num_graphs is not None
+        if config.estimator == "straight-through" and backend != "dense":
+            raise TenfoldError(f"the straight-through estimator needs --backend dense, not {backend}")
         self.config, self.learned, self.seeds, self.iteration = config, learned, tuple(seeds), 0
         self.num_features, self.num_classes = teacher.input_dim, teacher.output_dim
         self.generators = [make_generator(seed, device) for seed in seeds]
@@ -380,6 +386,18 @@ class GraphGenerator:
             ("feature_exp_avg_sq", feature["exp_avg_sq"], nodes),
             ("best_feature_logits", self.best_feature_logits, nodes),
         ]
+
+
+def chunk_sizes(config: GenerationConfig) -> list[int]:
+    """How many of the ``num_graphs`` fake graphs are optimised at a time."""
+    assert config.num_graphs is not None
+    size = config.graphs_per_batch or config.num_graphs
+    return [min(size, config.num_graphs - start) for start in range(0, config.num_graphs, size)]
+
+
+def chunk_seed(seed: int, chunk: int) -> int:
+    """The seed of one chunk of fake graphs; the first chunk has the run's own."""
+    return seed + 1_000_003 * chunk
 
 
 def _adam(parameter: Tensor, lr: float) -> torch.optim.Adam:

@@ -40,7 +40,7 @@ def with_self_loops(edges: Tensor, layout: NodeLayout) -> Tensor:
 def mirrored(values: Tensor) -> Tensor:
     """The upper triangle in both triangles, for undirected graphs; the diagonal stays."""
     upper = values.triu()
-    return upper + values.triu(1).transpose(1, 2)
+    return upper + values.triu(1).mT
 
 
 def threshold(logits: Tensor, layout: NodeLayout) -> Tensor:

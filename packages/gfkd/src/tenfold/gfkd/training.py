@@ -117,7 +117,7 @@ def fit(
         for index, batch in enumerate(epoch_batches):
             if resumed and index < state["batch"]:
                 continue
-            if run.is_checkpoint_due:
+            if run.is_writer and run.is_checkpoint_due:
                 progress = {"epoch": epoch, "batch": index, "loss_sum": float(loss_sum)}
                 best = {"best_accuracy": best_accuracy, "best_state": best_state}
                 weights = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
