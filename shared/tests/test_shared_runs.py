@@ -24,9 +24,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tenfold.shared._privacy import cut_paths, cut_paths_in_argument
+from tenfold.shared._provenance import command_line
 from tenfold.shared.logging import TenfoldError, get_logger
-from tenfold.shared.privacy import cut_paths, cut_paths_in_argument
-from tenfold.shared.provenance import command_line
 from tenfold.shared.runs import (
     Run,
     RunKey,
@@ -852,3 +852,18 @@ def test_the_example_of_the_readme_runs_and_is_skipped_the_second_time(
     assert second.stdout == first.stdout
     (result,) = find_results(tmp_path / "runs", "coca", "quick")
     assert len(result["curves"]["loss"]["x"]) == 20
+
+
+def test_two_processes_cannot_write_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = RunKey("coca", "quick", "mnist-coca", 3, "MNIST", "small", "CoCa")
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr("tenfold.shared._files.time.monotonic", lambda: next(now))
+    # The lock belongs to the open directory, so a second run in this process will do.
+    with (
+        Run(tmp_path, key, {}),
+        pytest.raises(TenfoldError, match="another process is writing"),
+        Run(tmp_path, key, {}),
+    ):
+        pass
+    with Run(tmp_path, key, {}) as run:
+        run.finish({})

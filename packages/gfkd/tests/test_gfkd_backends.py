@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.nn import GCNConv, GINConv
 
-from tenfold.gfkd.backends import Backend, NodeLayout, edges_of_adjacency, topology_from_adjacency, topology_from_edges
+from tenfold.gfkd.backends import (
+    Backend,
+    NodeLayout,
+    edges_of_adjacency,
+    topology_from_adjacency,
+    topology_from_edges,
+)
 from tenfold.gfkd.models import build_model
 from tenfold.shared.logging import TenfoldError
 
@@ -76,7 +82,9 @@ def test_a_padded_adjacency_gives_the_edges_back(batch: tuple[Tensor, Tensor]) -
     dense = topology_from_edges(edges, counts, "dense")._adjacency  # type: ignore[attr-defined]
     padding = 7 - dense.shape[1]
     padded = torch.nn.functional.pad(dense, (0, padding, 0, padding))
-    assert set(map(tuple, edges_of_adjacency(padded, layout).t().tolist())) == set(map(tuple, edges.t().tolist()))
+    assert set(map(tuple, edges_of_adjacency(padded, layout).t().tolist())) == set(
+        map(tuple, edges.t().tolist())
+    )
     values = torch.randn(int(counts.sum()), 2)
     expected = topology_from_edges(edges, counts, "pyg").normalized_sum(values)
     for backend in BACKENDS:
@@ -104,8 +112,12 @@ def test_gcn_is_pygs_convolution_without_added_loops(mutag) -> None:
     edges = graphs.packed_edges()
     keep = (edges[0] <= edges[1]) | (edges.sum(dim=0) % 2 == 0)
     for backend in BACKENDS:
-        _, convolved, _ = layer(graphs.features(), topology_from_edges(edges[:, keep], graphs.node_counts, backend))
-        torch.testing.assert_close(convolved, reference(graphs.features(), edges[:, keep]), rtol=1e-5, atol=1e-6)
+        _, convolved, _ = layer(
+            graphs.features(), topology_from_edges(edges[:, keep], graphs.node_counts, backend)
+        )
+        torch.testing.assert_close(
+            convolved, reference(graphs.features(), edges[:, keep]), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_gin_is_pygs_convolution(mutag) -> None:

@@ -72,16 +72,23 @@ def test_the_profiles_are_listed(call: Call) -> None:
 
 
 @pytest.mark.parametrize("backend", ["pyg", "dense"])
-def test_the_released_teacher_scores_what_its_authors_recorded(call: Call, data_root: Path, backend: str) -> None:
+def test_the_released_teacher_scores_what_its_authors_recorded(
+    call: Call, data_root: Path, backend: str
+) -> None:
     path = data_root / "gfkd" / "released" / "gcn5_64_mutag_ckpt_best_29.pth"
     status, output, _ = call("evaluate", "--checkpoint", path, "--backend", backend)
     assert status == 0 and "test accuracy 89.47 % on 57 graphs of mutag" in output
 
 
-def test_graphs_are_generated_exported_and_distilled_on(call: Call, teacher_file: Path, tmp_path: Path) -> None:
+def test_graphs_are_generated_exported_and_distilled_on(
+    call: Call, teacher_file: Path, tmp_path: Path
+) -> None:
     small = ("--num-graphs", 12, "--iterations", 3, "--min-nodes", 4, "--max-nodes", 8, "--device", "cpu")
     assert call("generate", "--teacher", teacher_file, "--to", "new/fake.pt", *small)[0] == 0
-    assert call("generate", "--teacher", teacher_file, "--to", "chunks.pt", "--graphs-per-batch", 5, *small)[0] == 0
+    assert (
+        call("generate", "--teacher", teacher_file, "--to", "chunks.pt", "--graphs-per-batch", 5, *small)[0]
+        == 0
+    )
     assert len(load_checkpoint(tmp_path / "chunks.pt")["labels"]) == 12
     for kind in ("gin", "pyg"):
         assert call("export", "--graphs", "new/fake.pt", "--to", f"fake.{kind}.txt", "--format", kind)[0] == 0
@@ -144,7 +151,7 @@ def test_a_missing_data_root_or_set_is_named(call: Call, tmp_path: Path) -> None
 def test_unreadable_files_are_named(call: Call, teacher_file: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.pt"
     cut.write_bytes(teacher_file.read_bytes()[:3000])
-    assert "cut.pt is truncated or corrupt" in one_error(call("evaluate", "--checkpoint", cut))
+    assert "cut.pt is truncated" in one_error(call("evaluate", "--checkpoint", cut))
     assert "no checkpoint at absent.pt" in one_error(call("evaluate", "--checkpoint", "absent.pt"))
     damaged = tmp_path / "bad.txt"
     damaged.write_text("1\n2 0\n0 1 1\n")
@@ -166,6 +173,8 @@ def test_impossible_settings_are_refused(call: Call, teacher_file: Path) -> None
     generate = ("generate", "--teacher", teacher_file)
     assert "min_nodes" in one_error(call(*generate, "--min-nodes", 9, "--max-nodes", 3))
     assert "--num-graphs" in one_error(call(*generate, "--num-graphs", "None"))
-    assert "--backend dense" in one_error(call(*generate, "--estimator", "straight-through", "--backend", "pyg"))
+    assert "--backend dense" in one_error(
+        call(*generate, "--estimator", "straight-through", "--backend", "pyg")
+    )
     assert "node tags" in one_error(call(*generate, "--features", "degree"))
     assert "at least 1" in one_error(call("train", "--epochs", 0))

@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from tenfold.gfkd.checkpoints import read_fake_graphs
-from tenfold.gfkd.data import Dataset, load_dataset, load_tudataset, parse_gin_text, split_indices, write_gin_text
+from tenfold.gfkd.data import (
+    Dataset,
+    load_dataset,
+    load_tudataset,
+    parse_gin_text,
+    split_indices,
+    write_gin_text,
+)
 from tenfold.gfkd.graphs import concatenate
 from tenfold.shared.logging import TenfoldError
 
@@ -31,7 +38,11 @@ TWO_GRAPHS = "2\n3 7\n4 1 1\n2 2 0 2\n4 1 1\n1 5\n9 0\n"
 
 def check_counts(name: str, dataset: Dataset) -> None:
     graphs, (count, nodes, edges, classes, columns) = dataset.graphs, COUNTS[name]
-    assert (len(graphs), int(graphs.node_counts.sum()), int(graphs.edge_counts.sum())) == (count, nodes, edges + nodes)
+    assert (len(graphs), int(graphs.node_counts.sum()), int(graphs.edge_counts.sum())) == (
+        count,
+        nodes,
+        edges + nodes,
+    )
     assert graphs.num_features == columns == len(dataset.columns)
     if classes is not None:
         assert sorted(graphs.labels.bincount().tolist()) == sorted(classes)
@@ -72,7 +83,9 @@ def test_degree_columns_are_the_in_degrees_in_ascending_order() -> None:
 )
 def test_the_tudataset_collection_gives_the_same_graphs(name: str, folder: str, data_root: Path) -> None:
     text = load_dataset(name)
-    collection = load_tudataset(data_root / "gfkd" / "tudataset", folder, degree_features=text.degree_features)
+    collection = load_tudataset(
+        data_root / "gfkd" / "tudataset", folder, degree_features=text.degree_features
+    )
     first, second = text.graphs, collection.graphs
     for field in ("node_counts", "edge_counts", "labels", "nodes"):
         assert torch.equal(getattr(first, field), getattr(second, field)), field
@@ -110,7 +123,11 @@ def test_split_is_the_authors(mutag) -> None:
 
 def test_a_file_is_read_as_it_stands() -> None:
     first, second = parse_gin_text(TWO_GRAPHS, "two.txt")
-    assert (first.label, first.tags.tolist(), first.edges.tolist()) == (7, [4, 2, 4], [[0, 1, 1, 2], [1, 0, 2, 1]])
+    assert (first.label, first.tags.tolist(), first.edges.tolist()) == (
+        7,
+        [4, 2, 4],
+        [[0, 1, 1, 2], [1, 0, 2, 1]],
+    )
     assert (second.label, second.edges.shape, second.edges.dtype) == (5, (2, 0), torch.int64)
 
 
@@ -197,7 +214,14 @@ def test_a_missing_set_says_what_where_and_how(tmp_path: Path) -> None:
     with pytest.raises(TenfoldError) as raised:
         load_dataset("reddit-b", tmp_path)
     message = str(raised.value)
-    for part in ("reddit-b is missing", str(tmp_path), "REDDITBINARY.txt", "--data-root", "--download", "quick"):
+    for part in (
+        "reddit-b is missing",
+        str(tmp_path),
+        "REDDITBINARY.txt",
+        "--data-root",
+        "--download",
+        "quick",
+    ):
         assert part in message
     with pytest.raises(TenfoldError, match=r"no data set 'nci1'; choose one of mutag, ptc"):
         load_dataset("nci1", tmp_path)
@@ -210,12 +234,14 @@ def test_written_text_is_read_back(mutag, tmp_path: Path) -> None:
     again = read_fake_graphs(path, 7, 2)
     for field in ("node_counts", "edge_counts", "labels", "nodes"):
         assert torch.equal(getattr(chosen, field), getattr(again, field))
-    assert set(map(tuple, chosen.packed_edges().t().tolist())) == set(map(tuple, again.packed_edges().t().tolist()))
+    assert set(map(tuple, chosen.packed_edges().t().tolist())) == set(
+        map(tuple, again.packed_edges().t().tolist())
+    )
 
 
 def test_official_reading_leaves_out_the_loops_of_silent_nodes(tmp_path: Path) -> None:
     path = tmp_path / "fake.txt"
-    path.write_text("1\n3 1\n0 1 1\n1 0\n2 0\n")
+    path.write_text("1\n3 1\n0 1  1\n1 0 []\n2 0\n")  # as the authors' export writes it
     ours, official = read_fake_graphs(path, 3, 2), read_fake_graphs(path, 3, 2, official_loops=True)
     assert set(map(tuple, ours.edges.t().tolist())) == {(0, 1), (0, 0), (1, 1), (2, 2)}
     assert set(map(tuple, official.edges.t().tolist())) == {(0, 1), (0, 0)}
@@ -245,4 +271,6 @@ def test_dgl_graphs_hold_the_same(mutag) -> None:
     pytest.importorskip("dgl")
     graphs = mutag.train.select([3, 4])
     for single, made in zip(graphs.to_pyg(), graphs.to_dgl(), strict=True):
-        assert torch.equal(torch.stack(made.edges()), single.edge_index) and torch.equal(made.ndata["attr"], single.x)
+        assert torch.equal(torch.stack(made.edges()), single.edge_index) and torch.equal(
+            made.ndata["attr"], single.x
+        )

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from tenfold.gfkd.config import GenerationConfig
-from tenfold.gfkd.generation import GENERATION_METHODS, GraphGenerator, TeacherObjective, chunk_seed, chunk_sizes
+from tenfold.gfkd.generation import (
+    GENERATION_METHODS,
+    GraphGenerator,
+    TeacherObjective,
+    chunk_seed,
+    chunk_sizes,
+)
 from tenfold.gfkd.graphs import GraphSet
 from tenfold.gfkd.models import GraphClassifier, build_model
 from tenfold.shared.logging import TenfoldError
@@ -56,8 +62,12 @@ def test_a_seed_does_not_depend_on_the_seeds_beside_it(teacher: GraphClassifier,
             torch.testing.assert_close(state[name], joint[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"undirected": True}, {"estimator": "reinforce"}, {"per_graph_bn": True}])
-def test_going_on_from_a_stored_state_changes_nothing(teacher: GraphClassifier, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"undirected": True}, {"estimator": "reinforce"}, {"per_graph_bn": True}]
+)
+def test_going_on_from_a_stored_state_changes_nothing(
+    teacher: GraphClassifier, changes: dict[str, Any]
+) -> None:
     config = replace(CONFIG, lr_decay_every=5, **changes)
     undisturbed = generator(teacher, config, seeds=[1, 2])
     expected = advance(undisturbed, 9)
@@ -104,7 +114,9 @@ def test_deepinvg_keeps_the_structure_and_randg_everything(teacher: GraphClassif
         made = generator(teacher, method=method)
         advance(made, 25)
         graphs = made.graphs(0)
-        assert torch.equal(graphs.node_counts, random.node_counts) and torch.equal(graphs.labels, random.labels)
+        assert torch.equal(graphs.node_counts, random.node_counts) and torch.equal(
+            graphs.labels, random.labels
+        )
         assert torch.equal(graphs.edges, random.edges) == (method != "GFKD")
         if method == "RandG":
             assert torch.equal(graphs.nodes, random.nodes)
@@ -113,7 +125,7 @@ def test_deepinvg_keeps_the_structure_and_randg_everything(teacher: GraphClassif
 def test_the_first_step_is_adams_on_the_gradient_of_the_objective(teacher: GraphClassifier) -> None:
     made = generator(teacher, method="DeepInvG")
     before = made.feature_logits.detach().clone().requires_grad_()
-    adjacency, topology = made.current_structure()
+    _, topology = made.current_structure()
     loss = made.objective.feature_loss(before, before.softmax(dim=1), topology, one_hot=True)
     reference = torch.optim.Adam([before], lr=CONFIG.feature_lr)
     loss.sum().backward()
@@ -137,7 +149,9 @@ def test_the_structure_step_sees_the_features_after_their_step(teacher: GraphCla
     assert not torch.equal(seen[0], initial)
 
 
-def test_structure_values_are_each_graphs_cross_entropy_plus_the_shared_distance(teacher: GraphClassifier) -> None:
+def test_structure_values_are_each_graphs_cross_entropy_plus_the_shared_distance(
+    teacher: GraphClassifier,
+) -> None:
     made = generator(teacher, replace(CONFIG, bn_weight=0.5))
     adjacency, topology = made.current_structure()
     features = made.features(adjacency).detach()
@@ -231,7 +245,9 @@ def test_degree_features_drop_the_entropy_term() -> None:
     known = torch.arange(1, 5)
     losses = [
         generator(
-            build_seeded("gcn3_32", 4), replace(CONFIG, features="degree", onehot_weight=weight), known_degrees=known
+            build_seeded("gcn3_32", 4),
+            replace(CONFIG, features="degree", onehot_weight=weight),
+            known_degrees=known,
         ).current_loss()
         for weight in (0.0, 10.0)
     ]

@@ -10,7 +10,9 @@ from tenfold.gfkd.losses import NodeGroups, batch_norm_distance, distillation_lo
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
-def test_distillation_is_the_scaled_divergence_of_the_softened_teacher_from_the_student(temperature: float) -> None:
+def test_distillation_is_the_scaled_divergence_of_the_softened_teacher_from_the_student(
+    temperature: float,
+) -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 3), 3 * torch.randn(5, 3)
     p, q = (teacher / temperature).softmax(dim=1), (student / temperature).softmax(dim=1)

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tenfold.gfkd.checkpoints import load_model, load_official_checkpoint, load_official_state_dict, official_key
+from tenfold.gfkd.checkpoints import (
+    load_model,
+    load_official_checkpoint,
+    load_official_state_dict,
+    official_key,
+)
 from tenfold.gfkd.models import MODEL_NAMES, GraphClassifier, build_model
 from tenfold.shared.logging import TenfoldError
 
@@ -27,7 +32,9 @@ PARAMETERS = {
 
 
 def official_state(model: GraphClassifier) -> dict[str, torch.Tensor]:
-    return {official_key(model, key): torch.rand_like(value.float()) for key, value in model.state_dict().items()}
+    return {
+        official_key(model, key): torch.rand_like(value.float()) for key, value in model.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -51,7 +58,10 @@ def test_official_weights_arrive_under_our_names(name: str) -> None:
 
 
 def test_official_keys_are_those_of_the_released_classes() -> None:
-    gcn, gin = set(official_state(build_model("gcn3_32", 7, 2))), set(official_state(build_model("gin2_32", 7, 2)))
+    gcn, gin = (
+        set(official_state(build_model("gcn3_32", 7, 2))),
+        set(official_state(build_model("gin2_32", 7, 2))),
+    )
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     head = {"linears_prediction.weight", "linears_prediction.bias"}
     assert gcn == head | {f"gcnlayers.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")} | {
@@ -74,7 +84,9 @@ def test_loading_names_every_key_that_does_not_fit(name: str) -> None:
     with pytest.raises(TenfoldError, match="unexpected surplus"):
         load_official_state_dict(model, {**official_state(model), "surplus": torch.zeros(1)})
     wrong = {**official_state(model), "linears_prediction.weight": torch.zeros(3, 32)}
-    with pytest.raises(TenfoldError, match=r"linears_prediction.weight has shape \(3, 32\) instead of \(2, 32\)"):
+    with pytest.raises(
+        TenfoldError, match=r"linears_prediction.weight has shape \(3, 32\) instead of \(2, 32\)"
+    ):
         load_official_state_dict(model, wrong)
 
 

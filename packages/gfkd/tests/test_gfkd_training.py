@@ -54,7 +54,8 @@ def killing_after(steps: int, loss: Callable[[Tensor, Tensor], Tensor]) -> Calla
 
 
 def equal_weights(first: GraphClassifier, second: GraphClassifier) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+    weights = second.state_dict()
+    return all(torch.equal(value, weights[name]) for name, value in first.state_dict().items())
 
 
 def test_the_same_seed_gives_the_same_network_and_another_seed_another(train, make_run) -> None:
@@ -83,7 +84,9 @@ def test_learning_rate_falls_linearly_to_zero_epoch_by_epoch(train, make_run, mo
     rates = []
     step = torch.optim.Adam.step
     monkeypatch.setattr(
-        torch.optim.Adam, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self, *a))[1]
+        torch.optim.Adam,
+        "step",
+        lambda self, *a: (rates.append(self.param_groups[0]["lr"]), step(self, *a))[1],
     )
     train(make_run("rates"), lr=0.01, epochs=4)
     expected = [0.01 * factor for factor in (1.0, 0.75, 0.5, 0.25) for _ in range(4)]
@@ -106,7 +109,9 @@ def test_without_shuffling_every_epoch_sees_the_graphs_in_their_order(train, mak
     assert torch.equal(first.sort().values, mutag.train.labels.sort().values)
 
 
-def test_distillation_learns_from_the_teachers_logits_and_never_from_labels(train, make_run, mutag, teacher) -> None:
+def test_distillation_learns_from_the_teachers_logits_and_never_from_labels(
+    train, make_run, mutag, teacher
+) -> None:
     targets, loss = teacher_and_loss(teacher, mutag.train, 2.0, "pyg")
     torch.testing.assert_close(targets, predict(teacher, mutag.train))
     _, fitted = train(make_run("student"), loss, targets, epochs=20)

@@ -16,8 +16,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from tenfold.shared.files import append_whole
-from tenfold.shared.privacy import cut_paths
+from tenfold.shared._files import append_whole
+from tenfold.shared._privacy import cut_paths
 
 T = TypeVar("T")
 

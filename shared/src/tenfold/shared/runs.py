@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -32,18 +33,19 @@ from typing import Any, Self
 
 import torch
 
-from tenfold.shared.events import append_scalars, remove_events
-from tenfold.shared.files import (
+from tenfold.shared._events import append_scalars, remove_events
+from tenfold.shared._files import (
     append_whole,
+    lock,
     read_json,
     read_json_lines,
     remove_partial,
     replaced,
     write_json,
 )
+from tenfold.shared._privacy import cut_paths
+from tenfold.shared._provenance import environment, peak_memory_bytes
 from tenfold.shared.logging import TenfoldError, get_logger, log_to_file
-from tenfold.shared.privacy import cut_paths
-from tenfold.shared.provenance import environment, peak_memory_bytes
 from tenfold.shared.seeding import restore_rng_state, rng_state
 
 __all__ = [
@@ -144,6 +146,7 @@ class Run:
         self._elapsed_before = 0.0
         self._figures: list[dict[str, str]] = []
         self._stop_log_file = lambda: None
+        self._lock: int | None = None
 
     # -- state of the directory ------------------------------------------------------------------------
 
@@ -171,6 +174,12 @@ class Run:
                 f"cannot create the run directory {self.directory} ({error.strerror}); "
                 "choose another --output"
             ) from error
+        try:
+            self._lock = lock(self.directory)
+        except BlockingIOError:
+            raise TenfoldError(
+                f"another process is writing {self.directory}; wait until it is done, or stop it"
+            ) from None
         stored = read_json(self.directory / "config.json")
         if stored is None or not self._owns(stored):
             self.clear()
@@ -193,6 +202,9 @@ class Run:
             with suppress(OSError):  # a full disk must not hide the error that is on its way
                 reason = cut_paths(f"{type(error).__name__}: {error}")
                 self._write_result({}, "failed", None, None, error=reason)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def clear(self) -> None:
         """Remove everything in the directory: the record of another configuration, or one to be repeated."""

@@ -187,9 +187,11 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
     if suite.force and suite.fabric.is_global_zero:
         for run in [run for stage in stages for job in stage for run in records(suite, job)]:
             run.clear()
+    suite.fabric.barrier()
     with JobPool(workers or available_cores(), quiet) as pool:
         for stage in stages:
             unfinished = [job for job in stage if not is_done(suite, job)]
+            suite.fabric.barrier()
             done = pool.run(partial(do, suite), unfinished)
             for _ in progress(done, f"{PAPER} {suite.name}", total=len(unfinished)):
                 suite.fabric.barrier()

@@ -22,7 +22,11 @@ LOGGED_POINTS = 150
 
 def generate(suite: Suite, job: GenerationJob) -> None:
     """Generate for every seed that is unfinished; seeds that stand at the same point go on together."""
-    runs = {seed: run for seed, run in suite.generation_runs(job).items() if not run.is_finished}
+    runs = {
+        seed: run
+        for seed, run in suite.generation_runs(job).items()
+        if not (run.is_finished and (run.directory / "graphs.pt").exists())
+    }
     with ExitStack() as stack:
         groups: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
         for seed, run in runs.items():

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tenfold.shared.files import append_whole
+from tenfold.shared._files import append_whole
 
 
 def append_scalars(directory: Path, row: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,34 @@ def replaced(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def lock(directory: Path, patience: float = 5.0) -> int | None:
+    """Take a directory's lock; it lasts until the returned descriptor is closed or the process ends, however it does.
+
+    None where the system or the file system has no such locks.
+
+    Raises:
+        BlockingIOError: another process holds it for longer than ``patience`` seconds.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return None
+    descriptor = os.open(directory, os.O_RDONLY)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise
+            time.sleep(0.1)
+        except OSError:
+            os.close(descriptor)
+            return None
 
 
 def remove_partial(directory: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tenfold.shared.privacy import cut_paths_in_argument
+from tenfold.shared._privacy import cut_paths_in_argument
 
 
 def environment(paper: str) -> dict[str, Any]:
