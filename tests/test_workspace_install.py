@@ -61,24 +61,14 @@ def installed(
     paper: str = request.param
     folder = tmp_path_factory.mktemp(f"install-{paper}")
     environment, tools = folder / "environment", folder / "tools"
-    requirements = folder / "requirements.txt"
     run([sys.executable, "-m", "venv", environment])
-    python = environment / "bin" / "python"
-    export = [
-        uv,
-        "export",
-        "--offline",
-        "--frozen",
-        "--no-dev",
-        "--no-hashes",
-        "--no-emit-workspace",
-        "--quiet",
-    ]
-    run([*export, "--package", f"tenfold-{paper}", "--output-file", requirements])
-    run([uv, "pip", "install", "--offline", "--python", python, "--requirements", requirements])
-    run([uv, "pip", "install", "--offline", "--target", tools, "hatchling"])
-    pip = [python, "-m", "pip", "install", "--no-index", "--no-build-isolation"]
-    run([*pip, "./shared", f"./packages/{paper}"], PYTHONPATH=str(tools))
+    sync = [uv, "sync", "--offline", "--frozen", "--quiet"]
+    declared = ["--package", f"tenfold-{paper}", "--no-dev", "--no-install-workspace", "--inexact"]
+    run([*sync, *declared], UV_PROJECT_ENVIRONMENT=str(environment))
+    run([*sync, "--only-group", "build"], UV_PROJECT_ENVIRONMENT=str(tools))
+    (backend,) = tools.glob("lib/python*/site-packages")
+    pip = [environment / "bin" / "python", "-m", "pip", "install", "--no-index", "--no-build-isolation"]
+    run([*pip, "./shared", f"./packages/{paper}"], PYTHONPATH=str(backend))
     return paper, environment / "bin"
 
 
