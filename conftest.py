@@ -70,7 +70,8 @@ def fill_input(spec: dict[str, Any]) -> Tensor:
     """An input from its JSON description: a seeded normal draw, scaled and transformed as it says."""
     if "normal_cdf_of_fill_input_seed" in spec:
         normal: Tensor = parity_fill.fill_input(spec["normal_cdf_of_fill_input_seed"], spec["shape"])
-        return torch.special.ndtr(normal.double()).float()
+        uniform: Tensor = torch.special.ndtr(normal.double()).float()
+        return uniform
     values: Tensor = spec.get("scale", 1.0) * parity_fill.fill_input(spec["fill_input_seed"], spec["shape"])
     transform = spec.get("transform")
     if transform is None:

@@ -110,7 +110,7 @@ def test_finished_runs_are_not_repeated_but_forced_ones_are(smoke: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "moment", ["mutag-gcn3_32-deepinvg-graphs-seed0", "mutag-gcn3_32-gcn2_32-gfkd-seed1"]
+    "moment", ["mutag-gcn3_32-deepinvg-graphs-seed0", "mutag-gcn3_32-gcn2_32-labels-seed0"]
 )
 def test_a_killed_suite_goes_on_to_the_same_metrics(
     moment: str, smoke: Path, start: Any, tmp_path: Path
@@ -125,7 +125,7 @@ def test_a_killed_suite_goes_on_to_the_same_metrics(
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()  # ends when the workers have ended too
     assert process.returncode == -signal.SIGKILL, errors
-    assert not (reached.parent / "result.json").exists()
+    assert len(records(tmp_path)) < len(records(smoke))
 
     process = start(*command, cwd=tmp_path)
     _, errors = process.communicate(timeout=240)
@@ -143,7 +143,11 @@ class Killed(BaseException):
     """As a signal would, it passes every ``except Exception``."""
 
 
-CHUNKS = GenerationConfig(num_graphs=8, graphs_per_batch=3, iterations=5)
+CHUNKS = replace(
+    PROFILES["smoke"],
+    generation=GenerationConfig(num_graphs=8, graphs_per_batch=3, iterations=5),
+    seeds=(9,),  # the only one whose graphs would be drawn
+)
 TEACHER = TeacherJob("mutag", "gcn3_32")
 
 
@@ -164,10 +168,9 @@ def generation_records(suite: Suite) -> list[tuple[Any, Any]]:
     ]
 
 
-@pytest.mark.parametrize("steps", [0, 1, 4, 5, 6, 14])
+@pytest.mark.parametrize("steps", [0, 4, 6, 14])
 def test_generation_in_chunks_goes_on_after_a_kill(steps: int, tmp_path: Path) -> None:
-    profile = replace(PROFILES["smoke"], generation=CHUNKS)
-    undisturbed, disturbed = (suite_of("test", profile, tmp_path / name) for name in "ab")
+    undisturbed, disturbed = (suite_of("test", CHUNKS, tmp_path / name) for name in "ab")
     for suite in (undisturbed, disturbed):
         train_teacher(suite, TEACHER)
     expected = generated(undisturbed, 0, 1)
@@ -180,9 +183,10 @@ def test_generation_in_chunks_goes_on_after_a_kill(steps: int, tmp_path: Path) -
             raise Killed
         return step(self)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GraphGenerator, "step", dying_step)
-        generated(disturbed, 0, 1)
+        with pytest.raises(Killed):
+            generated(disturbed, 0, 1)
     found = generated(disturbed, 0, 1)
     for seed in (0, 1):
         assert len(found[seed]) == 8
@@ -193,8 +197,7 @@ def test_generation_in_chunks_goes_on_after_a_kill(steps: int, tmp_path: Path) -
 
 
 def test_seeds_that_begin_later_give_what_they_give_together(tmp_path: Path) -> None:
-    profile = replace(PROFILES["smoke"], generation=CHUNKS)
-    together, apart = (suite_of("test", profile, tmp_path / name) for name in "ab")
+    together, apart = (suite_of("test", CHUNKS, tmp_path / name) for name in "ab")
     for suite in (together, apart):
         train_teacher(suite, TEACHER)
     expected = generated(together, 0, 1, 2)
@@ -206,7 +209,7 @@ def test_seeds_that_begin_later_give_what_they_give_together(tmp_path: Path) -> 
 
 
 def test_lost_graphs_are_made_again(tmp_path: Path) -> None:
-    suite = suite_of("test", replace(PROFILES["smoke"], generation=CHUNKS), tmp_path)
+    suite = suite_of("test", CHUNKS, tmp_path)
     train_teacher(suite, TEACHER)
     before = generated(suite, 0)[0]
     (lost,) = tmp_path.rglob("graphs.pt")
@@ -294,7 +297,7 @@ def test_every_profile_starts_with_its_last_data_set(name: str, tmp_path: Path) 
     shortened = replace(
         profile,
         datasets=("collab",) if name == "gfkd-social" else profile.datasets[-1:],
-        pairs=tuple(dict.fromkeys((profile.pairs[0], profile.pairs[-1]))),
+        pairs=profile.pairs[-1:],
         teacher=replace(profile.teacher, epochs=1),
         student=replace(profile.student, epochs=1),
         generation=replace(profile.generation, iterations=2, num_graphs=2),

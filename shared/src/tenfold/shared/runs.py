@@ -198,7 +198,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop_log_file()
-        if self.is_writer and isinstance(error, Exception):
+        if self.is_writer and isinstance(error, Exception) and not self.is_finished:
             with suppress(OSError):  # a full disk must not hide the error that is on its way
                 reason = cut_paths(f"{type(error).__name__}: {error}")
                 self._write_result({}, "failed", None, None, error=reason)

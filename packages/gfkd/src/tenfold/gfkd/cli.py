@@ -63,7 +63,7 @@ class Reproduce:
     force: bool = False
     """Repeat runs that are finished."""
     workers: int | None = None
-    """Processes that share the runs; by default one for each CPU core, or one in all on a GPU."""
+    """Processes that share the runs; by default one for each CPU core, eight at the most."""
     accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 15.0
     """Time between two checkpoints of a run."""

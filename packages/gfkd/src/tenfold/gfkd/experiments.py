@@ -171,8 +171,8 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
 
     Args:
         suite: the profile and where its runs are.
-        workers: processes that share the runs; None is one for each CPU core, or one in all on a GPU, where the
-            seeds of a generation run in one batch instead.
+        workers: processes that share the runs; None is one for each CPU core, eight at the most. On a GPU they share
+            it, and the seeds of a generation run in one batch. With several devices each run is distributed instead.
         quiet: whether workers keep silent.
 
     Returns:
@@ -181,14 +181,14 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
     on_cpu = suite.fabric.device.type == "cpu"
     if on_cpu:
         torch.set_num_threads(1)
-    if suite.accelerator.devices * suite.accelerator.nodes > 1 or (workers is None and not on_cpu):
+    if suite.accelerator.devices * suite.accelerator.nodes > 1:
         workers = 1
     stages = all_jobs(suite, seeds_together=not on_cpu)
     if suite.force and suite.fabric.is_global_zero:
         for run in [run for stage in stages for job in stage for run in records(suite, job)]:
             run.clear()
     suite.fabric.barrier()
-    with JobPool(workers or available_cores(), quiet) as pool:
+    with JobPool(workers or min(8, available_cores()), quiet) as pool:
         for stage in stages:
             unfinished = [job for job in stage if not is_done(suite, job)]
             suite.fabric.barrier()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from types import TracebackType
@@ -80,11 +79,15 @@ def available_cores() -> int:
 def _begin(quiet: bool) -> None:
     torch.set_num_threads(1)
     set_quiet(quiet)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_the_suite, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """A worker must not outlive its parents when they are killed: it would go on writing records."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
+def _end_with_the_suite() -> None:
+    """A worker must not outlive the process that began the suite: it would go on writing records.
+
+    The fork server, which is the worker's parent to the system, lives as long as its workers do.
+    """
+    suite = multiprocessing.parent_process()
+    if suite is not None:
+        suite.join()
+        os._exit(1)
