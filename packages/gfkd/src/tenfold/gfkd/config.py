@@ -174,8 +174,8 @@ PROFILES: dict[str, Profile] = {
             ("gcn5_64", "gin3_32"),
             ("gin5_64", "gcn3_32"),
             ("gin5_64", "gin3_32"),
-            students_per_seed=1,
-    ),
+        ),
+        students_per_seed=1,
     ),
     "mutag-released": _RELEASED,
     **{
