@@ -107,6 +107,12 @@ class ReportedTable:
     def reproduced(self) -> int:
         return sum(bool(joined) for _, joined in self.rows)
 
+    @property
+    def common_reason(self) -> str:
+        """Why paper values are unavailable, where all that are have the same reason; else empty."""
+        reasons = {row.unavailable for row, _ in self.rows if row.value is None}
+        return (reasons.pop() or "") if len(reasons) == 1 else ""
+
 
 @dataclass(frozen=True)
 class RunView:
