@@ -69,12 +69,18 @@ def _ratio(entry: Any, paper: str, hardware: str, measured_at: datetime | None) 
     return SpeedRatio(
         paper,
         hardware,
-        name,
+        _readable(name),
         str(extra["reference"]),
         str(extra["unit"]),
         tuple(map(float, values)),
         measured_at,
     )
+
+
+def _readable(name: str) -> str:
+    """``test_step_of_a[64-small]`` as "step of a (64, small)"."""
+    title, _, parameters = name.removeprefix("test_").removesuffix("]").partition("[")
+    return title.replace("_", " ") + (f" ({parameters.replace('-', ', ')})" if parameters else "")
 
 
 def _is_positive(value: object) -> bool:

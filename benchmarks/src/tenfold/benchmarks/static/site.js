@@ -153,7 +153,15 @@ function chartLayout(xLabel, rows) {
 function draw(element, traces, xLabel) {
   element.classList.remove("waiting");
   const options = { responsive: true, displaylogo: false, displayModeBar: false };
-  return window.Plotly.react(element, traces, chartLayout(xLabel, traces.length), options);
+  const layout = chartLayout(xLabel, traces.length);
+  if (spansMagnitudes(traces)) layout.yaxis = { ...layout.yaxis, type: "log", dtick: 1 };
+  return window.Plotly.react(element, traces, layout, options);
+}
+
+// A curve that falls by more than a factor of 30 shows its end only on a logarithmic axis.
+function spansMagnitudes(traces) {
+  const values = traces.flatMap((trace) => trace.y).filter((value) => value !== null);
+  return values.length > 0 && Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 30;
 }
 
 function drawLearningCurve(element) {
