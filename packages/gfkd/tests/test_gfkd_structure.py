@@ -148,3 +148,10 @@ def test_mirrored_is_symmetric_and_keeps_the_upper_triangle() -> None:
     symmetric = mirrored(values)
     assert torch.equal(symmetric, symmetric.transpose(1, 2))
     assert torch.equal(symmetric.triu(), values.triu())
+
+
+def test_a_layout_without_self_loops_leaves_the_diagonal_empty() -> None:
+    layout = NodeLayout(torch.tensor([2, 3]), self_loops=False)
+    adjacency = threshold(torch.full((2, 3, 3), 5.0), layout)
+    assert not adjacency.diagonal(dim1=1, dim2=2).any()
+    assert adjacency.sum(dim=(1, 2)).tolist() == [2, 6]

@@ -66,7 +66,7 @@ def check_feature_step_loss(case: Any, fill: Any, backend: Backend) -> None:
     model = model_of(case)
     structure = [fill(spec) for spec in case["structure_logits"]]
     counts = torch.tensor([len(matrix) for matrix in structure])
-    layout = NodeLayout(counts)
+    layout = NodeLayout(counts, self_loops=case.fields.get("self_loops", True))
     objective = objective_of(case, model, layout, backend)
     logits = torch.cat([fill(spec) for spec in case["feature_logits"]]).requires_grad_()
     adjacency = threshold(padded(structure, layout.max_nodes), layout)
@@ -95,7 +95,7 @@ def check_structure_gradient(case: Any, fill: Any, backend: Backend) -> None:
     model = model_of(case)
     structure = [fill(spec) for spec in case["structure_logits"]]
     counts = torch.tensor([len(matrix) for matrix in structure])
-    layout = NodeLayout(counts)
+    layout = NodeLayout(counts, self_loops=case.fields.get("self_loops", True))
     objective = objective_of(case, model, layout, backend)
     features = torch.cat([fill(spec) for spec in case["feature_logits"]]).softmax(dim=1)
     uniform = padded([fill(spec) for spec in case["uniform"]], layout.max_nodes)

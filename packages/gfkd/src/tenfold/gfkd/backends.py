@@ -129,22 +129,26 @@ class NodeLayout:
     Args:
         node_counts: [B], nodes of each graph; graph b owns the first ``node_counts[b]`` slots of row b.
         max_nodes: n, by default the largest count.
+        self_loops: whether every node of a fake graph has one self loop, as in the paper, or none.
 
     Attributes:
         node_mask: [B, n], which slots hold a node.
-        loops: [B, n, n], the self loop of every node.
+        inside: [B, n, n], the ordered pairs of nodes, each with itself too.
         pairs: [B, n, n], the ordered pairs of different nodes.
+        loops: [B, n, n], the self loops.
     """
 
-    def __init__(self, node_counts: Tensor, max_nodes: int | None = None) -> None:
+    def __init__(self, node_counts: Tensor, max_nodes: int | None = None, self_loops: bool = True) -> None:
         self.num_graphs = len(node_counts)
         self.max_nodes = int(node_counts.max()) if max_nodes is None else max_nodes
         self.node_counts = node_counts
         slots = torch.arange(self.max_nodes, device=node_counts.device)
         self.node_mask = slots < node_counts[:, None]
         self.slot_of_node = self.node_mask.flatten().nonzero().squeeze(1)
-        self.loops = torch.diag_embed(self.node_mask)
-        self.pairs = (self.node_mask[:, :, None] & self.node_mask[:, None, :]) & ~self.loops
+        diagonal = torch.diag_embed(self.node_mask)
+        self.inside = self.node_mask[:, :, None] & self.node_mask[:, None, :]
+        self.pairs = self.inside & ~diagonal
+        self.loops = diagonal if self_loops else torch.zeros_like(diagonal)
 
     @cached_property
     def node_of_slot(self) -> Tensor:

@@ -107,4 +107,4 @@ NOISE_SAMPLES: dict[Estimator, int] = {"arm": 1, "reinforce": 2, "straight-throu
 
 
 def _inside(gradient: Tensor, layout: NodeLayout) -> Tensor:
-    return gradient * (layout.pairs | layout.loops)
+    return gradient * layout.inside
