@@ -23,7 +23,7 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
         python_version=described["python"],
         system=described["platform"],
         torch=torch.__version__,
-        threads=1,
+        threads=torch.get_num_threads(),
         **described["hardware"],
     )
 

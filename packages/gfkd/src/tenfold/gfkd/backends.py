@@ -6,8 +6,8 @@ of the structure are three operations: the sum over incoming edges, the in-degre
 
 - ``pyg``: torch_geometric, sparse; the default for real graphs.
 - ``dgl``: DGL, sparse; an extra (``tenfold-gfkd[dgl]``).
-- ``dense``: adjacency matrices padded to the largest graph and batched matrix products; the fastest for the half
-  dense fake graphs, and the only one that is differentiable in the adjacency.
+- ``dense``: adjacency matrices padded to the largest graph and batched matrix products; made for the
+  half dense fake graphs, and the only one that is differentiable in the adjacency.
 """
 
 from __future__ import annotations
