@@ -12,8 +12,7 @@ from torch.nn.functional import kl_div, log_softmax
 class NodeGroups:
     """Consecutive groups of nodes that have statistics of their own.
 
-    Means over groups are products with a small averaging matrix, which beat scattered sums on every device and
-    give the same result each time.
+    Means over groups are products with a small averaging matrix, which need no scattered sums.
 
     Args:
         sizes: [G], nodes of each group.
