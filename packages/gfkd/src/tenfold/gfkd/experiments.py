@@ -24,10 +24,10 @@ from tenfold.gfkd.evaluation import agreement, predict
 from tenfold.gfkd.generation import GENERATION_METHODS, Learned
 from tenfold.gfkd.graphs import GraphSet
 from tenfold.gfkd.models import GraphClassifier, build_model
-from tenfold.gfkd.parallel import JobPool, available_cores
 from tenfold.gfkd.training import artifact, fit, labels_and_loss, teacher_and_loss
 from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.logging import get_logger, progress
+from tenfold.shared.parallel import JobPool, available_cores
 from tenfold.shared.runs import Run, RunKey, plain
 
 logger = get_logger("gfkd")
@@ -188,7 +188,7 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
         for run in [run for stage in stages for job in stage for run in records(suite, job)]:
             run.clear()
     suite.fabric.barrier()
-    with JobPool(workers or min(8, available_cores()), quiet) as pool:
+    with JobPool(workers or min(8, available_cores()), quiet, "tenfold.gfkd.generation_runs") as pool:
         for stage in stages:
             unfinished = [job for job in stage if not is_done(suite, job)]
             suite.fabric.barrier()

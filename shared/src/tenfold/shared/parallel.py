@@ -26,14 +26,15 @@ class JobPool:
     Args:
         workers: number of processes.
         quiet: whether the workers keep silent.
+        preload: module that every worker needs, imported once for all.
     """
 
-    def __init__(self, workers: int, quiet: bool) -> None:
+    def __init__(self, workers: int, quiet: bool, preload: str) -> None:
         self._executor: ProcessPoolExecutor | None = None
         if workers > 1:
             # A fork server imports torch once and has no threads of its own that a fork could break.
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["tenfold.gfkd.generation_runs"])
+            context.set_forkserver_preload([preload])
             self._executor = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(quiet,))
 
     def __enter__(self) -> Self:
