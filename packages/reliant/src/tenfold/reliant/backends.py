@@ -69,11 +69,11 @@ class Topology(ABC):
         values = values.float()
         return (self._sampling_scale * self.sum_incoming(values) + values) / (self._degree + 1)
 
-    @abstractmethod
     def sum_incoming(self, values: Tensor) -> Tensor:
         """Sum of ``values`` [n, d] over the sources of each node's incoming edges, [n, d]."""
+        with _full_precision(values):
+            return self._sum_incoming(values.float())
 
-    @abstractmethod
     def attend(self, scores: Tensor, values: Tensor, dropout_rate: float = 0.0) -> Tensor:
         """Attention-weighted mean of ``values`` [n, d] over incoming edges, [n, d].
 
@@ -85,14 +85,31 @@ class Topology(ABC):
             values: [n, d].
             dropout_rate: of the weights, after the softmax.
         """
+        with _full_precision(values):
+            return self._attend(scores.float(), values.float(), dropout_rate)
+
+    def edge_products(self, left: Tensor, right: Tensor) -> Tensor:
+        """<left_u, right_v> for each edge u -> v, [n, d] and [n, d] to [E], in the order of :attr:`edge_index`."""
+        with _full_precision(left):
+            return self._edge_products(left.float(), right.float())
 
     @abstractmethod
     def attention_weights(self, scores: Tensor) -> Tensor:
         """The weights of :meth:`attend` without dropout, [E], in the order of :attr:`edge_index`."""
 
     @abstractmethod
-    def edge_products(self, left: Tensor, right: Tensor) -> Tensor:
-        """<left_u, right_v> for each edge u -> v, [n, d] and [n, d] to [E], in the order of :attr:`edge_index`."""
+    def _sum_incoming(self, values: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _attend(self, scores: Tensor, values: Tensor, dropout_rate: float) -> Tensor: ...
+
+    @abstractmethod
+    def _edge_products(self, left: Tensor, right: Tensor) -> Tensor: ...
+
+
+def _full_precision(values: Tensor) -> torch.autocast:
+    """Sparse products lose too much in 16 bits, and some have no kernel for them."""
+    return torch.autocast(values.device.type, enabled=False)
 
 
 class PygTopology(Topology):
@@ -107,25 +124,25 @@ class PygTopology(Topology):
     ) -> None:
         super().__init__(edge_index, num_nodes, in_degree, node_ids)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
+            warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")  # once each
             self._edges = EdgeIndex(
                 self.edge_index, sparse_size=(num_nodes, num_nodes), sort_order="col"
             ).fill_cache_()
             self._pattern = _Pattern(self._edges, num_nodes)
 
-    def sum_incoming(self, values: Tensor) -> Tensor:
-        summed: Tensor = self._edges.matmul(values.float(), transpose=True)
+    def _sum_incoming(self, values: Tensor) -> Tensor:
+        summed: Tensor = self._edges.matmul(values, transpose=True)
         return summed
 
-    def attend(self, scores: Tensor, values: Tensor, dropout_rate: float = 0.0) -> Tensor:
-        attended: Tensor = _Attention.apply(scores.float(), values.float(), dropout_rate, self._pattern)
+    def _attend(self, scores: Tensor, values: Tensor, dropout_rate: float) -> Tensor:
+        attended: Tensor = _Attention.apply(scores, values, dropout_rate, self._pattern)
         return attended
 
     def attention_weights(self, scores: Tensor) -> Tensor:
         return self._pattern.softmax(scores.float())
 
-    def edge_products(self, left: Tensor, right: Tensor) -> Tensor:
-        products: Tensor = _EdgeProducts.apply(left.float(), right.float(), self._pattern)
+    def _edge_products(self, left: Tensor, right: Tensor) -> Tensor:
+        products: Tensor = _EdgeProducts.apply(left, right, self._pattern)
         return products
 
 
@@ -223,22 +240,24 @@ class DglTopology(Topology):
         node_ids: Tensor | None = None,
     ) -> None:
         super().__init__(edge_index, num_nodes, in_degree, node_ids)
+        if edge_index.is_cuda:
+            raise TenfoldError("the dgl backend computes on the CPU only; add --device cpu, or choose --backend pyg")
         import_dgl()
         import dgl
 
         self.graph: DGLGraph = dgl.graph((self.edge_index[0], self.edge_index[1]), num_nodes=num_nodes)
 
-    def sum_incoming(self, values: Tensor) -> Tensor:
+    def _sum_incoming(self, values: Tensor) -> Tensor:
         import dgl
 
-        summed: Tensor = dgl.ops.copy_u_sum(self.graph, values.float())
+        summed: Tensor = dgl.ops.copy_u_sum(self.graph, values)
         return summed
 
-    def attend(self, scores: Tensor, values: Tensor, dropout_rate: float = 0.0) -> Tensor:
+    def _attend(self, scores: Tensor, values: Tensor, dropout_rate: float) -> Tensor:
         import dgl
 
         weights = dropout(self.attention_weights(scores), dropout_rate)
-        attended: Tensor = dgl.ops.u_mul_e_sum(self.graph, values.float(), weights.unsqueeze(1))
+        attended: Tensor = dgl.ops.u_mul_e_sum(self.graph, values, weights.unsqueeze(1))
         return attended
 
     def attention_weights(self, scores: Tensor) -> Tensor:
@@ -247,10 +266,10 @@ class DglTopology(Topology):
         weights: Tensor = dgl.ops.edge_softmax(self.graph, scores.float()[self.edge_index[0]].unsqueeze(1))
         return weights.squeeze(1)
 
-    def edge_products(self, left: Tensor, right: Tensor) -> Tensor:
+    def _edge_products(self, left: Tensor, right: Tensor) -> Tensor:
         import dgl
 
-        products: Tensor = dgl.ops.u_dot_v(self.graph, left.float(), right.float())
+        products: Tensor = dgl.ops.u_dot_v(self.graph, left, right)
         return products.squeeze(1)
 
 

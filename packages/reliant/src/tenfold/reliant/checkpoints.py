@@ -13,7 +13,7 @@ from tenfold.reliant.config import DistillationConfig, SamplingConfig, TeacherCo
 from tenfold.reliant.graphs import FairGraph
 from tenfold.reliant.label_propagation import LabelPropagationStudent
 from tenfold.reliant.node_output import NodeOutput
-from tenfold.reliant.proxies import BiasProxies
+from tenfold.reliant.proxies import BiasProxies, student_input_dim
 from tenfold.reliant.teachers import build_teacher
 from tenfold.reliant.training import Distilled, Trained, build_student
 from tenfold.shared.logging import TenfoldError
@@ -101,11 +101,11 @@ def load_network(path: Path, graph: FairGraph) -> tuple[nn.Module, BiasProxies |
         TenfoldError: unreadable, or of another graph.
     """
     content = _content(path, graph)
-    settings = {**content["config"], "sampling": SamplingConfig(**content["config"]["sampling"])}
     try:
+        settings = {**content["config"], "sampling": SamplingConfig(**content["config"]["sampling"])}
         if content["kind"] == "teacher":
             config = TeacherConfig(**settings)
-            sizes = (config.hidden_dim, graph.num_classes, config.hidden_layers)
+            sizes = (config.hidden_dim, graph.num_classes, config.hidden_layers, config.dropout)
             network: nn.Module = build_teacher(config.kind, graph.num_features, *sizes)
             proxies = None
         else:
@@ -114,9 +114,10 @@ def load_network(path: Path, graph: FairGraph) -> tuple[nn.Module, BiasProxies |
             proxies.load_state_dict({"values": content["proxies"]})
             width = content["embedding_dim"]
             teacher = None if width is None else NodeOutput(graph.features, graph.features.new_empty(0, width))
-            network = build_student(graph, teacher, distillation, proxies.input_dim(graph.num_features))
+            input_dim = student_input_dim(graph.num_features, distillation.placement, content["proxies"].shape[1])
+            network = build_student(graph, teacher, distillation, input_dim)
         network.load_state_dict(content["state_dict"])
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise TenfoldError(f"{path} does not hold one of the paper's networks: {reason}") from error
     return network.eval(), proxies
@@ -124,7 +125,9 @@ def load_network(path: Path, graph: FairGraph) -> tuple[nn.Module, BiasProxies |
 
 def _content(path: Path, graph: FairGraph) -> dict[str, Any]:
     content = load_checkpoint(path)
-    if missing := {"kind", "config", "state_dict", "sizes", "dataset"} - content.keys():
+    needed = {"kind", "config", "state_dict", "sizes", "dataset"}
+    needed |= {"logits", "embedding"} if content.get("kind") == "teacher" else {"proxies", "embedding_dim"}
+    if missing := needed - content.keys():
         raise TenfoldError(f"{path} is not a model.pt of ours: it has no {', '.join(sorted(missing))}")
     sizes = [graph.num_nodes, graph.num_features, graph.num_classes]
     if content["sizes"] != sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -13,6 +14,15 @@ from tenfold.shared.logging import TenfoldError
 
 Framework = Literal["cpf", "akd"]
 Protocol = Literal["leakage-free", "official"]
+
+
+def _check_training(epochs: int, lowest_lr: float, dropout: float | None) -> None:
+    if epochs < 1:
+        raise TenfoldError(f"a training has at least 1 epoch, not {epochs}")
+    if not 0 <= lowest_lr < math.inf:
+        raise TenfoldError(f"a learning rate is at least 0 and finite, not {lowest_lr:g}")
+    if dropout is not None and not 0 <= dropout < 1:
+        raise TenfoldError(f"a dropout rate is from 0 to below 1, not {dropout:g}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class TeacherConfig:
     """Width; by default 64 (gcn) or 128 (sage)."""
     hidden_layers: int | None = None
     """Convolutions between the first and the last; by default 1 (gcn) or 2 (sage)."""
+    dropout: float | None = None
+    """Rate; by default 0.8 (gcn) or 0.5 (sage)."""
     epochs: int = 1000
     """Passes over the training nodes."""
     patience: int | None = 500
@@ -46,8 +58,12 @@ class TeacherConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise TenfoldError(f"a training has at least 1 epoch, not {self.epochs}")
+        _check_training(self.epochs, self.lr, self.dropout)
+        if (self.hidden_dim is not None and self.hidden_dim < 1) or (self.hidden_layers or 0) < 0:
+            raise TenfoldError(
+                f"a teacher has a width of at least 1 and no fewer than 0 hidden layers, not {self.hidden_dim} and "
+                f"{self.hidden_layers}"
+            )
 
     @property
     def used_weight_decay(self) -> float:
@@ -69,7 +85,7 @@ class DistillationConfig:
     use_proxies: bool = True
     """Proxies of bias as two more input features; without them the columns are zero."""
     learn_from: Literal["teacher", "labels"] = "teacher"
-    """Distil the teacher, or train the same student on the labels alone."""
+    """Distil the teacher, or train the same student on the labels; bias term and proxies stay as they are set."""
     bias_nodes: Protocol = "leakage-free"
     """Nodes whose group (and label) the bias term sees: training nodes, or those of the authors' code, which include
     test nodes."""
@@ -96,10 +112,17 @@ class DistillationConfig:
     weight_decay: float = 5e-4
     """Of all three."""
     hidden_dim: int | None = None
-    """Width of the SGC student; by default that of the teacher's embedding, which adversarial distillation needs."""
+    """Width of the SGC student, by default that of the teacher's embedding, which adversarial distillation needs; of
+    label propagation's MLP, by default 64."""
     num_layers: int = 1
     """Hops of the SGC student's middle convolution; of the label propagation student, updates plus one."""
-    hidden_labels: float = 0.0
+    mlp_layers: int = 2
+    """Linear layers of label propagation's MLP."""
+    dropout: float | None = None
+    """Rate on features and hidden values; by default 0.5 (SGC) or 0.8 (label propagation)."""
+    attention_dropout: float = 0.2
+    """Rate on label propagation's attention weights."""
+    hidden_labels: float = 0.5
     """Label propagation: share of the known labels hidden in each training pass. Bias on training nodes can only be seen
     where the label is hidden; the authors' code, which looks at other nodes, hides none."""
     attention: Literal["ind", "tra"] = "ind"
@@ -107,10 +130,22 @@ class DistillationConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise TenfoldError(f"a training has at least 1 epoch, not {self.epochs}")
-        if self.alpha < 0:
-            raise TenfoldError(f"alpha is at least 0, not {self.alpha:g}")
+        _check_training(self.epochs, min(self.lr, self.proxy_lr, self.discriminator_lr), self.dropout)
+        if not 0 <= self.alpha < math.inf:
+            raise TenfoldError(f"alpha is at least 0 and finite, not {self.alpha:g}")
+        if self.framework not in ("akd", "cpf"):
+            raise TenfoldError(f"unknown framework {self.framework!r}; choose akd or cpf")
+        fewest = 1 if self.framework == "akd" else 2
+        if self.num_layers < fewest or self.mlp_layers < 1 or (self.hidden_dim is not None and self.hidden_dim < 1):
+            raise TenfoldError(f"{self.framework} needs at least {fewest} layers, and widths of at least 1")
+        if not (0 <= self.hidden_labels < 1 and 0 <= self.attention_dropout < 1):
+            raise TenfoldError("hidden labels and attention dropout are shares from 0 to below 1")
+        sees_training_nodes = self.learn_from == "labels" or (self.alpha > 0 and self.bias_nodes == "leakage-free")
+        if self.framework == "cpf" and sees_training_nodes and self.hidden_labels == 0:
+            raise TenfoldError(
+                "label propagation pins every training node to its label, so nothing can be learned there; set "
+                "--hidden-labels above 0"
+            )
 
 
 FRAMEWORKS: dict[str, DistillationConfig] = {
@@ -125,7 +160,6 @@ FRAMEWORKS: dict[str, DistillationConfig] = {
         proxy_lr=0.01,
         weight_decay=0.01,
         num_layers=10,
-        hidden_labels=0.5,
     ),
 }
 
@@ -137,7 +171,7 @@ _CPF_BY_DATASET: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 METHODS: dict[str, dict[str, Any]] = {
-    "Labels": {"learn_from": "labels", "use_proxies": False, "alpha": 0.0},
+    "Labels": {"learn_from": "labels", "use_proxies": False, "alpha": 0.0, "hidden_labels": 0.5},
     "Vanilla": {"use_proxies": False, "alpha": 0.0},
     "Bias term": {"use_proxies": False},
     "Proxies": {"alpha": 0.0},
@@ -249,7 +283,7 @@ PROFILES: dict[str, Profile] = {
         description="strength of the bias term on Recidivism, from 0 to 1000",
         datasets=("recidivism",),
         protocols=("leakage-free",),
-        methods=("Vanilla", "RELIANT"),
+        methods=("Vanilla",),
         alphas=(1.0, 10.0, 100.0, 1000.0),
     ),
 }

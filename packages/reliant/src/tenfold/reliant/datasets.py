@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import lzma
 import random
+import zipfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -35,6 +36,9 @@ logger = get_logger("reliant")
 
 DATASETS = ("german", "recidivism-3000", "recidivism", "credit", "credit-recomputed", "dblp", "dblp-l")
 
+_DAMAGE = (ValueError, OSError, EOFError, zipfile.BadZipFile)
+"""What reading a damaged file raises."""
+
 _NIFTY = "https://raw.githubusercontent.com/chirag126/nifty/main/dataset"
 _RELIANT = "https://raw.githubusercontent.com/yushundong/RELIANT/main/data"
 
@@ -46,8 +50,9 @@ class Table:
     folder: str
     """Below ``<data root>/reliant``; also the name of the files."""
     label: str
-    """Column of the label, and the value that is class 1."""
+    """Column of the label."""
     sensitive: str
+    """Column of the groups."""
     threshold: float
     """tau of the similarity rule."""
     left_out: tuple[str, ...] = ()
@@ -250,11 +255,15 @@ def load_dblp(name: str, folder: Path) -> FairGraph:
         columns = {}
         for file, positive in (("labels.txt", 3), ("sens.txt", 2)):
             rows = np.loadtxt(folder / file, ndmin=2)
-            values_of = np.zeros(len(features), dtype=np.int64)
-            values_of[rows[:, 0].astype(np.int64)] = rows[:, 1] == positive
+            nodes, values_of = rows[:, 0].astype(np.int64), np.zeros(len(features), dtype=np.int64)
+            if nodes.min() < 0:
+                raise ValueError(f"{file} names node {nodes.min()}")
+            values_of[nodes] = rows[:, 1] == positive
             columns[file] = torch.from_numpy(values_of)
         edge_index = with_self_loops(torch.from_numpy(edges.T.copy()), len(features))
-    except (ValueError, KeyError, IndexError, RuntimeError, OSError) as error:
+        if not 0 <= int(edge_index.min()) <= int(edge_index.max()) < len(features):
+            raise ValueError("edgelist.txt names nodes that X.npz does not have")
+    except (*_DAMAGE, KeyError, IndexError, RuntimeError) as error:
         raise TenfoldError(f"the files of {name} in {folder} are damaged ({error}); restore the originals") from error
     splits = [_stored_split(folder / "split" / f"{part}_split.npy", len(features)) for part in ("train", "val", "test")]
     return FairGraph(
@@ -295,7 +304,7 @@ def split_per_class(
     return train, val, test
 
 
-def store_similarity_graph(name: str, root: Path) -> Path:
+def store_similarity_graph(name: str, root: Path, download: bool = False) -> Path:
     """Build the similarity graph of ``recidivism`` or ``credit-recomputed`` once and keep it beside the table.
 
     Returns:
@@ -307,7 +316,7 @@ def store_similarity_graph(name: str, root: Path) -> Path:
     if name not in ("recidivism", "credit-recomputed"):
         raise TenfoldError(f"{name} needs no stored similarity graph; choose recidivism or credit-recomputed")
     table = _TABLES[name]
-    folder = _folder(name, root, download=False)
+    folder = _folder(name, root, download)
     features, _ = _features(_read_csv(folder / f"{table.folder}.csv", table), table)
     edges = build_similarity_edges(features, table.threshold)
     undirected = edges[:, edges[0] < edges[1]].t().to(torch.int32).numpy()
@@ -356,10 +365,12 @@ def _edges(
             with np.load(path, allow_pickle=False) as content:
                 pairs = content["edges"].astype(np.int64)
         edges = torch.from_numpy(pairs.T.copy())
-        if edges.ndim != 2 or len(edges) != 2 or not 0 <= int(edges.min()) <= int(edges.max()) < num_nodes:
-            raise ValueError("it does not hold pairs of its nodes")
-    except (ValueError, KeyError, OSError) as error:
-        raise TenfoldError(f"{path} is damaged ({error}); remove it to build the edges anew") from error
+        if edges.ndim != 2 or len(edges) != 2 or not _are_nodes(edges, num_nodes):
+            raise ValueError(f"it does not hold pairs of the {num_nodes} rows of {table.folder}.csv")
+    except (*_DAMAGE, KeyError) as error:
+        raise TenfoldError(
+            f"{path} is damaged or of another table ({error}); restore both, or remove it to build the edges anew"
+        ) from error
     return with_self_loops(edges, num_nodes), (
         "edges of the original file" if path == original else "edges by its similarity rule"
     )
@@ -372,6 +383,9 @@ def _read_csv(path: Path, table: Table) -> pd.DataFrame:
         raise TenfoldError(f"{path} is damaged ({error}); restore the original") from error
     if absent := [name for name in (table.label, table.sensitive, *table.left_out) if name not in frame]:
         raise TenfoldError(f"{path} has no column {absent[0]}; restore the original")
+    numbers = frame.drop(columns=list(table.left_out))
+    if any(not pd.api.types.is_numeric_dtype(kind) for kind in numbers.dtypes) or numbers.isna().any(axis=None):
+        raise TenfoldError(f"{path} holds something that is no number; restore the original")
     return frame
 
 
@@ -388,13 +402,17 @@ def _column(frame: pd.DataFrame, name: str) -> Tensor:
 def _stored_split(path: Path, num_nodes: int) -> Tensor:
     try:
         nodes = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64))
-        if nodes.ndim != 1 or not 0 <= int(nodes.min()) <= int(nodes.max()) < num_nodes:
-            raise ValueError("it does not hold node numbers")
+        if nodes.ndim != 1 or not _are_nodes(nodes, num_nodes):
+            raise ValueError(f"it does not hold numbers of {num_nodes} nodes")
     except FileNotFoundError as error:
         raise TenfoldError(f"there is no split at {path}; restore it, or add --download") from error
-    except (ValueError, OSError, EOFError) as error:
+    except _DAMAGE as error:
         raise TenfoldError(f"{path} is damaged ({error}); restore the original") from error
     return nodes
+
+
+def _are_nodes(values: Tensor, num_nodes: int) -> bool:
+    return values.numel() > 0 and 0 <= int(values.min()) <= int(values.max()) < num_nodes
 
 
 def _bundled(name: str) -> bytes:

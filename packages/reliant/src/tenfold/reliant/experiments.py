@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -273,12 +274,14 @@ def reductions(results: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     return {**shares, "accuracy_cost": mean("Vanilla", "accuracy") - mean("RELIANT", "accuracy")}
 
 
-def degenerate_runs(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Runs whose predictor gives nearly everyone the same answer; their fairness says nothing."""
+def degenerate_runs(results: Sequence[dict[str, Any]], methods: AbstractSet[str]) -> list[str]:
+    """Runs of some methods whose predictor gives nearly everyone the same answer; their fairness says nothing."""
     return [
         f"{result['name']}-seed{result['seed']}"
         for result in results
-        if "minority_rate" in result.get("metrics", {}) and is_degenerate(result["metrics"])
+        if result.get("method") in methods
+        and "minority_rate" in result["metrics"]
+        and is_degenerate(result["metrics"])
     ]
 
 
@@ -296,7 +299,7 @@ def finish(run: Run, metrics: dict[str, float], trained: Trained, started: float
     )
     if is_degenerate(metrics):
         logger.warning("%s gives nearly everyone the same answer; it is not fair but useless", run.directory.name)
-    run.finish(metrics, trained.epochs / seconds, "epochs/s")
+    run.finish(metrics, trained.epochs_here / seconds, "epochs/s")
 
 
 @cache

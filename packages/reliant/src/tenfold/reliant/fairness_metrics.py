@@ -23,7 +23,7 @@ from tenfold.shared.logging import get_logger
 logger = get_logger("reliant")
 
 DEGENERATE_BELOW = 0.01
-"""A predictor whose rarer answer has a smaller share than this is degenerate."""
+"""A predictor is degenerate if fewer than this share get another than the commonest answer."""
 
 
 def statistical_parity(predictions: Tensor, sensitive: Tensor) -> float:
@@ -69,7 +69,7 @@ def evaluate_predictions(logits: Tensor, labels: Tensor, sensitive: Tensor) -> d
 
     Returns:
         ``accuracy``, ``f1`` and ``auroc`` (macro averages for more than two classes), ``delta_sp``, ``delta_eo``,
-        ``positive_rate`` (share of class 1) and ``minority_rate`` (share of the rarest answer).
+        ``positive_rate`` (share of class 1) and ``minority_rate`` (share that does not get the commonest answer).
     """
     num_classes = logits.shape[1]
     predictions = logits.argmax(dim=1)
@@ -87,7 +87,7 @@ def evaluate_predictions(logits: Tensor, labels: Tensor, sensitive: Tensor) -> d
         "delta_sp": statistical_parity(predictions, sensitive),
         "delta_eo": equal_opportunity(predictions, labels, sensitive),
         "positive_rate": float(shares[1]),
-        "minority_rate": float(shares.min()),
+        "minority_rate": 1 - float(shares.max()),
     }
 
 

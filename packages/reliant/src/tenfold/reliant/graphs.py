@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,10 @@ from tenfold.shared.runs import load_checkpoint
 
 if TYPE_CHECKING:
     from dgl import DGLGraph
+
+
+MOST_GROUPS = 20
+"""More values of a sensitive attribute than this are taken for a mistake."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,13 @@ class FairGraph:
             provenance=f"{len(nodes)} nodes of: {self.provenance}",
         )
 
+    def digest(self) -> str:
+        """SHA-256 of everything that a training sees."""
+        content = hashlib.sha256()
+        for name in ("features", "labels", "sensitive", "edge_index", "train", "val", "test"):
+            content.update(getattr(self, name).cpu().contiguous().numpy().tobytes())
+        return content.hexdigest()
+
     def to_pyg(self) -> Data:
         """A :class:`torch_geometric.data.Data` with x, y, edge_index, sensitive and the three masks."""
         return Data(
@@ -136,6 +148,8 @@ class FairGraph:
             sensitive = data.get("sensitive")
         if sensitive is None:
             raise TenfoldError("the graph has no 'sensitive'; name the column of x that holds the groups")
+        if data.x.ndim != 2 or not data.x.isfinite().all():
+            raise TenfoldError("x must be a matrix [nodes, features] of finite numbers")
         num_nodes = len(data.x)
         if isinstance(sensitive, int):
             if not -data.x.shape[1] <= sensitive < data.x.shape[1]:
@@ -144,8 +158,25 @@ class FairGraph:
         for field, values in (("y", data.y), ("sensitive", sensitive)):
             if values.shape != (num_nodes,):
                 raise TenfoldError(f"{field} has shape {tuple(values.shape)} instead of ({num_nodes},)")
+        edges_are_pairs = data.edge_index.dtype == torch.int64 and data.edge_index.ndim == 2
+        if not edges_are_pairs or len(data.edge_index) != 2:
+            raise TenfoldError(f"edge_index must be whole numbers [2, edges], not {tuple(data.edge_index.shape)}")
         if data.edge_index.numel() and not 0 <= int(data.edge_index.min()) <= int(data.edge_index.max()) < num_nodes:
             raise TenfoldError(f"edge_index names nodes outside 0..{num_nodes - 1}")
+        for split in ("train", "val", "test"):
+            mask = data[f"{split}_mask"]
+            if mask.dtype != torch.bool or mask.shape != (num_nodes,):
+                raise TenfoldError(f"{split}_mask must be true or false for each of {num_nodes} nodes")
+        groups, sensitive = torch.unique(sensitive, return_inverse=True)
+        if not 2 <= len(groups) <= MOST_GROUPS:
+            raise TenfoldError(
+                f"the sensitive attribute has {len(groups)} values; fairness between groups needs 2 to {MOST_GROUPS}, "
+                "so put a continuous one into classes first"
+            )
+        if data.y.is_floating_point() and not torch.equal(data.y, data.y.round()):
+            raise TenfoldError("y must be classes, that is whole numbers from 0")
+        if int(data.y.min()) < 0 or int(data.y.max()) < 1:
+            raise TenfoldError("y must be classes from 0, and at least two of them")
         edges = to_undirected(data.edge_index, num_nodes=num_nodes)
         edges, _ = add_remaining_self_loops(edges, num_nodes=num_nodes)
         splits = {split: data[f"{split}_mask"].nonzero().squeeze(1) for split in ("train", "val", "test")}
@@ -155,7 +186,7 @@ class FairGraph:
             name=name,
             features=data.x.float(),
             labels=data.y.long(),
-            sensitive=torch.unique(sensitive, return_inverse=True)[1],
+            sensitive=sensitive,
             edge_index=edges,
             **splits,
             provenance="a graph of the user",

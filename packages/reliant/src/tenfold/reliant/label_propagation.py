@@ -75,6 +75,7 @@ class LabelPropagationStudent(nn.Module):
         super().__init__()
         num_nodes = len(known_labels)
         self.num_classes, self.num_updates = num_classes, num_layers - 1
+        self.depth = self.num_updates
         self.attention_dropout, self.hidden_labels = attention_dropout, hidden_labels
         self.balance = nn.Parameter(torch.zeros(num_nodes, 1))
         gain = nn.init.calculate_gain("relu")
@@ -103,7 +104,7 @@ class LabelPropagationStudent(nn.Module):
         state = torch.where(is_known, labels, 1 / self.num_classes)
         for _ in range(self.num_updates):
             if self.inductive:
-                scores = self.feature_dropout(features) @ self.attention.squeeze(0)
+                scores = (self.feature_dropout(features) * self.attention).sum(dim=1)  # no matmul: fp32 under AMP
             else:
                 scores = self.node_scores[nodes].squeeze(1)
             spread = topology.attend(scores, state, self.attention_dropout if self.training else 0.0)

@@ -12,11 +12,29 @@ from tenfold.shared.logging import TenfoldError
 Placement = Literal["append", "replace-last"]
 
 
+def student_input_dim(num_features: int, placement: Placement = "append", width: int = 2) -> int:
+    """Input columns of a student.
+
+    Args:
+        num_features: d.
+        placement: of :class:`BiasProxies`.
+        width: columns of the proxies.
+
+    Raises:
+        TenfoldError: there are fewer features than are to be replaced.
+    """
+    if placement == "append":
+        return num_features + width
+    if num_features <= width:
+        raise TenfoldError(f"{num_features} features are too few to replace {width}; append the proxies")
+    return num_features
+
+
 class BiasProxies(nn.Module):
     """P [N, width], drawn from U(0, 1), and how it joins the features.
 
     While a student learns and whenever it is used, every node gets the *mean* proxy, which tells nothing of its group.
-    While the proxies learn, each node gets its own.
+    While the proxies learn, each node gets its own. They learn only where the bias term has a weight.
 
     Args:
         num_nodes: N.
@@ -33,19 +51,6 @@ class BiasProxies(nn.Module):
         self.placement = placement
         values = torch.rand(num_nodes, width)
         self.values = nn.Parameter(values if enabled else torch.zeros_like(values), requires_grad=enabled)
-
-    def input_dim(self, num_features: int) -> int:
-        """Input columns of a student.
-
-        Raises:
-            TenfoldError: there are fewer features than are to be replaced.
-        """
-        width = self.values.shape[1]
-        if self.placement == "append":
-            return num_features + width
-        if num_features <= width:
-            raise TenfoldError(f"{num_features} features are too few to replace {width}; append the proxies")
-        return num_features
 
     def with_mean(self, features: Tensor) -> Tensor:
         """Features [n, d] with the mean proxy, without a gradient to P."""

@@ -49,6 +49,10 @@ class NeighbourSampler(BaseSampler):
             node=reached, row=torch.cat(rows), col=torch.cat(columns), edge=None, metadata=(inputs.input_id, None)
         )
 
+    def sample_from_edges(self, *arguments: object) -> SamplerOutput:
+        """Not for this sampler."""
+        raise TypeError("a NeighbourSampler draws around nodes; give it to a NodeLoader")
+
     def _draw(self, frontier: Tensor, fanout: int) -> tuple[Tensor, Tensor]:
         """For the edges drawn: which of the frontier's nodes they enter, and their positions ordered by target."""
         counts = self._counts[frontier]

@@ -49,6 +49,7 @@ class SGCStudent(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        self.depth = num_layers + 2
         self.layers = nn.ModuleList(
             [
                 SimplifiedConvolution(input_dim, hidden_dim),

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class GCN(nn.Module):
         dropout: float = 0.8,
     ) -> None:
         super().__init__()
-        self.embedding_dim = hidden_dim
+        self.depth = hidden_layers + 2
         widths = [input_dim] + [hidden_dim] * (hidden_layers + 1) + [num_classes]
         self.layers = nn.ModuleList(
             GraphConvolution(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
@@ -108,7 +108,7 @@ class GraphSAGE(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        self.embedding_dim = hidden_dim
+        self.depth = hidden_layers + 2
         widths = [input_dim] + [hidden_dim] * (hidden_layers + 1) + [num_classes]
         self.layers = nn.ModuleList(
             SageConvolution(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
@@ -130,6 +130,7 @@ def build_teacher(
     hidden_dim: int | None = None,
     num_classes: int = 2,
     hidden_layers: int | None = None,
+    dropout: float | None = None,
 ) -> GCN | GraphSAGE:
     """A teacher with the paper's size by default; the backend is chosen by the topology it is called with.
 
@@ -139,6 +140,7 @@ def build_teacher(
         hidden_dim: width; by default 64 (GCN) or 128 (GraphSAGE).
         num_classes: C.
         hidden_layers: convolutions between the first and the last; by default 1 (GCN) or 2 (GraphSAGE).
+        dropout: rate; by default 0.8 (GCN) or 0.5 (GraphSAGE).
 
     Raises:
         TenfoldError: unknown kind.
@@ -146,6 +148,6 @@ def build_teacher(
     teachers: dict[str, type[GCN] | type[GraphSAGE]] = {"gcn": GCN, "sage": GraphSAGE, "graphsage": GraphSAGE}
     if kind.lower() not in teachers:
         raise TenfoldError(f"unknown teacher {kind!r}; choose gcn or sage")
-    sizes = {"hidden_dim": hidden_dim, "hidden_layers": hidden_layers}
-    given = {name: size for name, size in sizes.items() if size is not None}
+    settings = {"hidden_dim": hidden_dim, "hidden_layers": hidden_layers, "dropout": dropout}
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     return teachers[kind.lower()](input_dim, num_classes=num_classes, **given)

@@ -21,10 +21,10 @@ from tenfold.reliant.bias import averaged_bias
 from tenfold.reliant.config import DistillationConfig, SamplingConfig, TeacherConfig
 from tenfold.reliant.fairness_metrics import evaluate_predictions
 from tenfold.reliant.graphs import FairGraph
-from tenfold.reliant.knowledge import Adversary, KnowledgeSource, LabelDistances, Labels, SoftLabels, mean_over_processes
+from tenfold.reliant.knowledge import Adversary, KnowledgeSource, LabelDistances, Labels, SoftLabels, descend
 from tenfold.reliant.label_propagation import LabelPropagationStudent
 from tenfold.reliant.node_output import NodeOutput, as_node_output
-from tenfold.reliant.proxies import BiasProxies
+from tenfold.reliant.proxies import BiasProxies, student_input_dim
 from tenfold.reliant.selection import BestEpoch
 from tenfold.reliant.sgc_student import SGCStudent
 from tenfold.reliant.teachers import build_teacher
@@ -49,6 +49,8 @@ class Trained:
     """Of the last epoch."""
     epochs: int
     """Epochs done."""
+    epochs_here: int
+    """Of them, those done since the training was resumed."""
     best_epoch: int
     """The kept epoch, counted from 1."""
 
@@ -93,20 +95,22 @@ def train_teacher(
     seed_everything(seed)
     batches = make_batches(graph, config.sampling, seed, fabric, backend)
     if build is None:
-        sizes = (config.hidden_dim, graph.num_classes, config.hidden_layers)
+        sizes = (config.hidden_dim, graph.num_classes, config.hidden_layers, config.dropout)
         network: nn.Module = build_teacher(config.kind, graph.num_features, *sizes)
     else:
         network = build()
+    check_depth(network, config.sampling)
     optimizer = torch.optim.Adam(
         network.parameters(), lr=config.lr, weight_decay=config.used_weight_decay, fused=True
     )
     model, optimizer = fabric.setup(maybe_compile(network, compile_network), optimizer)
     labels, val = graph.labels.to(fabric.device), graph.val.to(fabric.device)
     best = BestEpoch(dict(network.state_dict()), config.patience, newer_wins=True)
-    progress = _Progress(run, {"network": network, "optimizer": optimizer, "best": best})
+    precision = fabric.strategy.precision  # holds the loss scale of fp16
+    progress = _Progress(run, {"network": network, "optimizer": optimizer, "precision": precision, "best": best})
     source = Labels()
 
-    epoch = progress.resume()
+    epoch = resumed_at = progress.resume()
     while epoch < config.epochs and not (epoch % LOG_EVERY == 0 and best.is_over(epoch - 1)):
         model.train()
         losses = []
@@ -125,7 +129,7 @@ def train_teacher(
     last_output = predict(network, batches, forward_of(network))
     network.load_state_dict(best.copies)
     output = predict(network, batches, forward_of(network))
-    return Trained(network.eval(), output, last_output, epoch, int(best.epoch) + 1)
+    return Trained(network.eval(), output, last_output, epoch, epoch - resumed_at, int(best.epoch) + 1)
 
 
 def distill(
@@ -158,10 +162,9 @@ def distill(
     """
     seed_everything(seed)
     batches = make_batches(graph, config.sampling, seed, fabric, backend)
-    proxy_rng = torch.get_rng_state()
-    input_dim = BiasProxies(graph.num_nodes, placement=config.placement).input_dim(graph.num_features)
-    torch.set_rng_state(proxy_rng)
+    input_dim = student_input_dim(graph.num_features, config.placement)
     student = build_student(graph, teacher, config, input_dim) if build is None else build(input_dim)
+    check_depth(student, config.sampling)
     proxies = BiasProxies(graph.num_nodes, placement=config.placement, enabled=config.use_proxies)
     proxies.to(fabric.device)
     source = knowledge_source(teacher, config, fabric)
@@ -173,13 +176,14 @@ def distill(
     labels, val = graph.labels.to(fabric.device), graph.val.to(fabric.device)
     kept = {**_prefixed("student.", student), **_prefixed("proxies.", proxies)}
     best = BestEpoch(kept, config.patience, newer_wins=config.keep == "accuracy")
-    parts = {"network": student, "optimizer": optimizer, "source": source, "bias": bias, "best": best}
-    progress = _Progress(run, parts)
+    precision = fabric.strategy.precision  # holds the loss scale of fp16
+    parts = {"network": student, "optimizer": optimizer, "precision": precision, "source": source, "bias": bias}
+    progress = _Progress(run, {**parts, "best": best})
 
     def forward(batch: NodeBatch) -> NodeOutput:
         return as_node_output(student(proxies.with_mean(batch.features), batch.topology))
 
-    epoch = progress.resume()
+    epoch = resumed_at = progress.resume()
     while epoch < config.epochs and not (epoch % LOG_EVERY == 0 and best.is_over(epoch - 1)):
         model.train()
         losses, biases = [], []
@@ -210,7 +214,8 @@ def distill(
     _load_prefixed("student.", student, best.copies)
     _load_prefixed("proxies.", proxies, best.copies)
     output = predict(student, batches, forward, config.evaluate_with_dropout)
-    return Distilled(student.eval(), output, last_output, epoch, int(best.epoch) + 1, proxies)
+    done_here, best_epoch = epoch - resumed_at, int(best.epoch) + 1
+    return Distilled(student.eval(), output, last_output, epoch, done_here, best_epoch, proxies)
 
 
 class BiasTerm:
@@ -243,9 +248,7 @@ class BiasTerm:
         inputs = self._proxies.with_own(batch.features, batch.nodes)
         output = as_node_output(self._student(inputs, batch.topology))
         measured = self._measure(output, batch, self._proxy_role)
-        (gradient,) = torch.autograd.grad(-self._config.alpha * measured, self._proxies.values)
-        self._proxies.values.grad = mean_over_processes(gradient, self._fabric)
-        self._optimizer.step()
+        descend(-self._config.alpha * measured, [self._proxies.values], self._optimizer, self._fabric)
 
     def _measure(self, output: NodeOutput, batch: NodeBatch, role: Role) -> Tensor:
         probabilities = output.logits[batch.roles[role]].float().softmax(dim=1)
@@ -285,7 +288,8 @@ def build_student(
     if config.framework == "akd":
         embedding = None if teacher is None else teacher.embedding
         width = config.hidden_dim or (64 if embedding is None else embedding.shape[1])
-        return SGCStudent(input_dim, width, graph.num_classes, config.num_layers)
+        dropout = 0.5 if config.dropout is None else config.dropout
+        return SGCStudent(input_dim, width, graph.num_classes, config.num_layers, dropout)
     known_labels = torch.full_like(graph.labels, -1)
     known_labels[graph.train] = graph.labels[graph.train]
     return LabelPropagationStudent(
@@ -293,8 +297,12 @@ def build_student(
         input_dim,
         graph.num_classes,
         config.num_layers,
-        ptype=config.attention,
-        hidden_labels=config.hidden_labels,
+        config.hidden_dim or 64,
+        config.mlp_layers,
+        config.attention,
+        0.8 if config.dropout is None else config.dropout,
+        config.attention_dropout,
+        config.hidden_labels,
     )
 
 
@@ -328,10 +336,24 @@ def make_batches(
         return SampledBatches(graph, sampling.fanout, sampling.batch_size, seed, fabric, backend)
     if fabric.world_size > 1:
         raise TenfoldError(
-            "full-batch training runs on one device; give a --batch-size to train on sampled neighbourhoods with "
-            f"{fabric.world_size} processes, or leave --devices out"
+            "full-batch training runs on one device; leave --devices out, or train and distill on sampled "
+            "neighbourhoods with --batch-size"
         )
     return FullBatches(graph.to(fabric.device), backend)
+
+
+def check_depth(network: nn.Module, sampling: SamplingConfig) -> None:
+    """A network that looks further than neighbourhoods reach would compute on parts of them, and wrongly.
+
+    Raises:
+        TenfoldError: there are fewer hops than the network is deep, where it says how deep it is.
+    """
+    depth = getattr(network, "depth", 0)
+    if sampling.batch_size is not None and len(sampling.fanout) < depth:
+        raise TenfoldError(
+            f"this network looks {depth} hops far, but neighbours are sampled for {len(sampling.fanout)}; give "
+            f"--fanout {depth} numbers"
+        )
 
 
 @torch.no_grad()
