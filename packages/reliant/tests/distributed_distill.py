@@ -42,7 +42,9 @@ def main() -> None:
         record.save_artifact("weights.pt", teacher.network.state_dict())
         record.finish({})
     with run("student") as record:
-        config = DistillationConfig(epochs=3, alpha=5.0, lr=0.01, sampling=replace(sampling, fanout=(4, 4, 4)))
+        config = DistillationConfig(
+            epochs=3, alpha=5.0, lr=0.01, sampling=replace(sampling, fanout=(4, 4, 4))
+        )
         student = distill(graph, teacher.output, config, 0, fabric, record)
         state = torch.cat([value.flatten() for value in student.network.state_dict().values()])
         state = torch.cat([state, student.proxies.values.detach().flatten()])

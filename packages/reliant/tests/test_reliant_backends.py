@@ -92,7 +92,9 @@ def test_attention_survives_scores_that_are_thousands_apart(small: FairGraph, ba
     out = topology.attend(scores, values)
     assert out.isfinite().all()
     sources, targets = topology.edge_index
-    strongest = torch.stack([sources[targets == v][scores[sources[targets == v]].argmax()] for v in range(60)])
+    strongest = torch.stack(
+        [sources[targets == v][scores[sources[targets == v]].argmax()] for v in range(60)]
+    )
     torch.testing.assert_close(out, values[strongest])
 
 
@@ -133,7 +135,10 @@ def test_messages_are_summed_in_full_precision_under_autocast(small: FairGraph, 
 def test_the_backends_agree_on_any_graph(num_nodes: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     edges = torch.randint(0, num_nodes, (2, 3 * num_nodes), generator=generator).unique(dim=1)
-    values, scores = torch.randn(num_nodes, 3, generator=generator), torch.randn(num_nodes, generator=generator)
+    values, scores = (
+        torch.randn(num_nodes, 3, generator=generator),
+        torch.randn(num_nodes, generator=generator),
+    )
     ours, theirs = (make_topology(edges, num_nodes, backend) for backend in ("pyg", "dgl"))
     for name, arguments in {
         "normalized_sum": (values,),
@@ -206,5 +211,8 @@ def test_the_gpu_gives_the_numbers_of_the_cpu(small: FairGraph) -> None:
     torch.testing.assert_close(there.normalized_sum(on_gpu[1]).cpu(), here.normalized_sum(values))
     torch.testing.assert_close(there.attend(*on_gpu).cpu(), here.attend(scores, values))
     torch.testing.assert_close(
-        there.edge_products(on_gpu[1], on_gpu[1]).cpu(), here.edge_products(values, values), rtol=1e-4, atol=1e-5
+        there.edge_products(on_gpu[1], on_gpu[1]).cpu(),
+        here.edge_products(values, values),
+        rtol=1e-4,
+        atol=1e-5,
     )

@@ -44,7 +44,9 @@ def random_case(seed: int, groups: int, classes: int) -> tuple[torch.Tensor, ...
 
 @pytest.mark.parametrize(("groups", "classes"), [(2, 2), (3, 4)])
 @pytest.mark.parametrize("opportunity", [False, True])
-def test_it_is_the_sum_of_squared_differences_of_group_means(groups: int, classes: int, opportunity: bool) -> None:
+def test_it_is_the_sum_of_squared_differences_of_group_means(
+    groups: int, classes: int, opportunity: bool
+) -> None:
     probabilities, sensitive, nodes, labels = random_case(1, groups, classes)
     chosen = [v for v in nodes.tolist() if not opportunity or labels[v] == 1]
     means = [

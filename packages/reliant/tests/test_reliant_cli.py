@@ -74,7 +74,9 @@ def test_frameworks_bring_their_own_defaults(call: Call, tmp_path: Path) -> None
         assert (student["lr"], student["alpha"], student["patience"]) == expected
 
 
-def test_other_settings_and_other_teachers_leave_other_runs(call: Call, teacher: Path, tmp_path: Path) -> None:
+def test_other_settings_and_other_teachers_leave_other_runs(
+    call: Call, teacher: Path, tmp_path: Path
+) -> None:
     assert call("train", "--epochs", 3, "--hidden-dim", 32, *SHORT)[0] == 0
     others = [path for path in tmp_path.glob("runs/reliant/single/*/model.pt") if path != teacher]
     before = teacher.stat().st_mtime_ns
@@ -102,11 +104,16 @@ def test_sampled_training_from_the_command_line(call: Call, tmp_path: Path) -> N
 
 def test_a_graph_of_ones_own(call: Call, make_graph, tmp_path: Path) -> None:
     data = make_graph(num_groups=3).to_pyg()
-    torch.save({key: value for key, value in data.to_dict().items() if key != "sensitive"}, tmp_path / "mine.pt")
+    torch.save(
+        {key: value for key, value in data.to_dict().items() if key != "sensitive"}, tmp_path / "mine.pt"
+    )
     assert "name the column of x" in one_error(call("train", "--dataset", "mine.pt", "--device", "cpu"))
     data.x[:, 3] = torch.arange(60) % 3
     torch.save(data.to_dict(), tmp_path / "mine.pt")
-    assert call("train", "--dataset", "mine.pt", "--sensitive-column", 3, "--epochs", 2, "--device", "cpu")[0] == 0
+    assert (
+        call("train", "--dataset", "mine.pt", "--sensitive-column", 3, "--epochs", 2, "--device", "cpu")[0]
+        == 0
+    )
 
 
 def test_profiles_and_data_sets_are_listed(call: Call) -> None:
@@ -139,7 +146,9 @@ def test_settings_that_cannot_be(call: Call, teacher: Path) -> None:
     assert "at least 2 layers" in one_error(call(*cpf, "--num-layers", 1))
     assert "--hidden-labels above 0" in one_error(call(*cpf, "--hidden-labels", 0))
     assert "looks 9 hops far" in one_error(call(*cpf, "--batch-size", 10))
-    assert "at least one number, each once" in one_error(call("reproduce", "--profile", "smoke", "--seeds", 1, 1))
+    assert "at least one number, each once" in one_error(
+        call("reproduce", "--profile", "smoke", "--seeds", 1, 1)
+    )
     assert "at least 1 epoch" in one_error(call(*distill, "--epochs", 0))
     assert "alpha is at least 0" in one_error(call(*distill, "--alpha", -1))
     assert "give the student the teacher's width" in one_error(call(*distill, "--hidden-dim", 5))

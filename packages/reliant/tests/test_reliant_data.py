@@ -162,7 +162,7 @@ def test_damaged_files_are_named(bail: Path) -> None:
         with pytest.raises(TenfoldError, match=r"bail_edges_undirected.npz is damaged .* remove it"):
             load_recidivism(folder)
     np.savez(folder / "bail_edges_undirected.npz", edges=np.array([[0, 99]]))
-    with pytest.raises(TenfoldError, match="does not hold pairs of the 30 rows"):
+    with pytest.raises(TenfoldError, match=r"does not hold pairs of the 30 rows"):
         load_recidivism(folder)
     (folder / "bail_edges_undirected.npz").unlink()
     np.save(folder / "split" / "val_split.npy", np.array([3, 40]))
@@ -175,7 +175,7 @@ def test_damaged_files_are_named(bail: Path) -> None:
     with pytest.raises(TenfoldError, match="has no column RECID"):
         load_recidivism(folder)
     pd.DataFrame({"WHITE": [1], "RECID": ["x"]}).to_csv(folder / "bail.csv", index=False)
-    with pytest.raises(TenfoldError, match="something that is no number"):
+    with pytest.raises(TenfoldError, match=r"something that is no number"):
         load_recidivism(folder)
     (folder / "bail.csv").write_bytes(b"")
     with pytest.raises(TenfoldError, match=r"bail.csv is damaged"):
@@ -184,16 +184,16 @@ def test_damaged_files_are_named(bail: Path) -> None:
 
 def test_missing_sets_and_unknown_names_say_what_to_do(tmp_path: Path) -> None:
     for name in DATASETS[2:]:
-        with pytest.raises(TenfoldError, match="quick profile needs no further data|credit"):
+        with pytest.raises(TenfoldError, match=r"quick profile needs no further data|credit"):
             load_dataset(name, tmp_path)
-    with pytest.raises(TenfoldError, match="no data set 'nba'; choose one of german"):
+    with pytest.raises(TenfoldError, match=r"no data set 'nba'; choose one of german"):
         load_dataset("nba", tmp_path)
-    with pytest.raises(TenfoldError, match="no checkpoint at .*absent.pt"):
+    with pytest.raises(TenfoldError, match=r"no checkpoint at .*absent.pt"):
         load_dataset(tmp_path / "absent.pt")
 
 
 def test_credit_with_the_authors_edges_asks_for_their_file(data_root: Path) -> None:
-    with pytest.raises(TenfoldError, match="credit_edges.txt and follow from no published rule"):
+    with pytest.raises(TenfoldError, match=r"credit_edges.txt and follow from no published rule"):
         load_dataset("credit", data_root)
 
 
@@ -206,7 +206,7 @@ def test_dblp_reads_the_authors_files(make_dblp: Callable[..., None], tmp_path: 
     labels = {int(node): value for node, value in np.loadtxt(folder / "labels.txt")}
     assert graph.labels.tolist() == [int(labels[node] == 3) for node in range(40)]
     (folder / "X.npz").write_bytes(b"broken")
-    with pytest.raises(TenfoldError, match="files of dblp in .* are damaged"):
+    with pytest.raises(TenfoldError, match=r"files of dblp in .* are damaged"):
         load_dataset("dblp", tmp_path)
 
 
@@ -225,7 +225,12 @@ def own_graph() -> Data:
     x[:, 2] = torch.arange(12) % 4
     edges = torch.tensor([[0, 1, 2, 2], [1, 2, 3, 2]])
     return Data(
-        x=x, y=torch.arange(12) % 3, edge_index=edges, train_mask=mask[:, 0], val_mask=mask[:, 1], test_mask=mask[:, 2]
+        x=x,
+        y=torch.arange(12) % 3,
+        edge_index=edges,
+        train_mask=mask[:, 0],
+        val_mask=mask[:, 1],
+        test_mask=mask[:, 2],
     )
 
 
@@ -247,8 +252,12 @@ def test_a_graph_that_lacks_something_is_refused() -> None:
         r"y has shape \(3,\)": lambda data: data.__setattr__("y", torch.zeros(3)),
         "names nodes outside": lambda data: data.__setattr__("edge_index", torch.tensor([[0], [50]])),
         "whole numbers": lambda data: data.__setattr__("edge_index", torch.zeros(5, 2)),
-        "val mask of the graph chooses no node": lambda data: data.__setattr__("val_mask", torch.zeros(12).bool()),
-        "test_mask must be true or false": lambda data: data.__setattr__("test_mask", torch.ones(12, 3).bool()),
+        "val mask of the graph chooses no node": lambda data: data.__setattr__(
+            "val_mask", torch.zeros(12).bool()
+        ),
+        "test_mask must be true or false": lambda data: data.__setattr__(
+            "test_mask", torch.ones(12, 3).bool()
+        ),
         "finite numbers": lambda data: data.x.__setitem__((0, 0), torch.nan),
         "at least two of them": lambda data: data.y.zero_(),
         "classes from 0": lambda data: data.y.sub_(1),
@@ -273,7 +282,9 @@ def test_exports_to_dgl_hold_the_same_graph(german: FairGraph) -> None:
     assert torch.equal(graph.ndata["train_mask"].nonzero().squeeze(1), german.train.sort().values)
 
 
-def test_building_a_graph_on_the_fly_says_how_to_keep_it(bail: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_building_a_graph_on_the_fly_says_how_to_keep_it(
+    bail: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     set_quiet(False)
     logger = logging.getLogger("tenfold")
     logger.addHandler(caplog.handler)

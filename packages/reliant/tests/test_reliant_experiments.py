@@ -54,7 +54,13 @@ def test_paper_profiles_have_the_authors_hyperparameters(name: str, teacher: Any
 
     akd = profile.distillation_config(name, teacher, "akd", objective, "official", "RELIANT")
     assert (akd.lr, akd.proxy_lr, akd.discriminator_lr, akd.weight_decay) == (1e-4, 1e-3, 1e-3, 5e-4)
-    assert (akd.alpha, akd.epochs, akd.patience, akd.keep, akd.num_layers) == (10, 600, None, "cross-entropy", 1)
+    assert (akd.alpha, akd.epochs, akd.patience, akd.keep, akd.num_layers) == (
+        10,
+        600,
+        None,
+        "cross-entropy",
+        1,
+    )
     assert akd.evaluate_with_dropout and akd.placement == "append" and akd.bias_nodes == "official"
 
     cpf = profile.distillation_config(name, teacher, "cpf", objective, "official", "RELIANT")
@@ -94,7 +100,11 @@ def test_quick_and_h100_are_as_specified() -> None:
     assert len(PROFILES["quick"].seeds) == 5 and PROFILES["quick"].datasets == ("recidivism-3000",)
     h100 = PROFILES["h100"]
     assert h100.datasets == ("recidivism", "credit-recomputed") and len(h100.seeds) == 5
-    assert (h100.teachers, h100.frameworks, h100.objectives) == (("gcn", "sage"), ("cpf", "akd"), ("sp", "eo"))
+    assert (h100.teachers, h100.frameworks, h100.objectives) == (
+        ("gcn", "sage"),
+        ("cpf", "akd"),
+        ("sp", "eo"),
+    )
     assert PROFILES["recidivism-alpha"].alphas == (1.0, 10.0, 100.0, 1000.0)
 
 
@@ -124,7 +134,12 @@ def test_finished_runs_are_not_repeated_but_forced_ones_are(smoke: Path) -> None
     assert {path: path.stat().st_mtime_ns for path in smoke.rglob("result.json")} == times
     assert len(results) == len(times)
     profile = replace(
-        PROFILES["smoke"], methods=("Vanilla", "RELIANT"), alphas=(), seeds=(1,), teachers=("gcn",), frameworks=("akd",)
+        PROFILES["smoke"],
+        methods=("Vanilla", "RELIANT"),
+        alphas=(),
+        seeds=(1,),
+        teachers=("gcn",),
+        frameworks=("akd",),
     )
     metrics = {name: record["metrics"] for name, record in records(smoke).items()}
     reproduce(suite_of("smoke", profile, smoke, force=True))
@@ -166,8 +181,12 @@ def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, tmp_path: Path) 
 
 
 def few_steps(profile: Profile) -> Profile:
-    short = {framework: {**profile.distillation.get(framework, {}), "epochs": 1} for framework in ("cpf", "akd")}
-    return replace(profile, teacher={"epochs": 2}, distillation=short, seeds=(0,), methods=("RELIANT",), alphas=())
+    short = {
+        framework: {**profile.distillation.get(framework, {}), "epochs": 1} for framework in ("cpf", "akd")
+    }
+    return replace(
+        profile, teacher={"epochs": 2}, distillation=short, seeds=(0,), methods=("RELIANT",), alphas=()
+    )
 
 
 @pytest.mark.parametrize("name", ["recidivism", "credit-recomputed", "recidivism-alpha", "h100"])
@@ -177,11 +196,17 @@ def test_profiles_start_on_their_real_data(name: str, data_root: Path, tmp_path:
         profile = replace(profile, methods=(), alphas=(100.0,))
     if name == "h100":
         profile = replace(profile, frameworks=("akd",), datasets=("recidivism",))
-    profile = replace(profile, teachers=profile.teachers[:1] if name != "recidivism" else ("sage",), objectives=("eo",))
+    profile = replace(
+        profile, teachers=profile.teachers[:1] if name != "recidivism" else ("sage",), objectives=("eo",)
+    )
     results = reproduce(suite_of(name, profile, tmp_path, data_root=data_root))
-    students = [r for r in results if r["method"].startswith("RELIANT") and not r["setting"].endswith("trade-off")]
+    students = [
+        r for r in results if r["method"].startswith("RELIANT") and not r["setting"].endswith("trade-off")
+    ]
     assert len(students) == len(profile.frameworks) * len(profile.protocols)
-    assert all(result["dataset"] == profile.datasets[0] and result["status"] == "finished" for result in students)
+    assert all(
+        result["dataset"] == profile.datasets[0] and result["status"] == "finished" for result in students
+    )
 
 
 @pytest.mark.parametrize("name", ["dblp", "dblp-l"])
@@ -189,10 +214,14 @@ def test_profiles_of_the_authors_own_files_start_on_files_of_that_form(
     name: str, make_dblp: Any, tmp_path: Path
 ) -> None:
     make_dblp(tmp_path / "data" / "reliant" / name, num_nodes=60)
-    results = reproduce(suite_of(name, few_steps(PROFILES[name]), tmp_path / "runs", data_root=tmp_path / "data"))
+    results = reproduce(
+        suite_of(name, few_steps(PROFILES[name]), tmp_path / "runs", data_root=tmp_path / "data")
+    )
     rows = [row for row in load_reported("tenfold.reliant").rows if row.dataset == name]
     joined = {
-        (c.row.setting, c.row.method) for c in compare(load_reported("tenfold.reliant"), results) if c.measurement
+        (c.row.setting, c.row.method)
+        for c in compare(load_reported("tenfold.reliant"), results)
+        if c.measurement
     }
     # every printed student and teacher of the set has a run that joins it
     expected = {(row.setting, row.method) for row in rows if row.method in ("RELIANT", "Teacher")}
@@ -202,7 +231,9 @@ def test_profiles_of_the_authors_own_files_start_on_files_of_that_form(
 def test_reported_numbers_are_those_of_the_log() -> None:
     reported = load_reported("tenfold.reliant")
     values = {
-        (row.dataset, row.setting, row.method, row.metric): row.value for row in reported.rows if row.value is not None
+        (row.dataset, row.setting, row.method, row.metric): row.value
+        for row in reported.rows
+        if row.value is not None
     }
     assert values["dblp", "cpf-gcn sp official", "RELIANT", "delta_eo"] == 0.1029
     assert values["credit", "akd-sage sp official", "RELIANT", "delta_sp"] == 0.0116
@@ -213,10 +244,15 @@ def test_reported_numbers_are_those_of_the_log() -> None:
 
 
 def test_reductions_are_shares_of_the_means() -> None:
-    plain = [{"delta_sp": 0.1, "delta_eo": 0.05, "accuracy": 0.9}, {"delta_sp": 0.06, "delta_eo": 0.05, "accuracy": 0.9}]
+    plain = [
+        {"delta_sp": 0.1, "delta_eo": 0.05, "accuracy": 0.9},
+        {"delta_sp": 0.06, "delta_eo": 0.05, "accuracy": 0.9},
+    ]
     fair = [{"delta_sp": 0.02, "delta_eo": 0.1, "accuracy": 0.88}]
     found = reductions({"Vanilla": plain, "RELIANT": fair})
-    assert found == pytest.approx({"delta_sp_reduction": 0.75, "delta_eo_reduction": -1.0, "accuracy_cost": 0.02})
+    assert found == pytest.approx(
+        {"delta_sp_reduction": 0.75, "delta_eo_reduction": -1.0, "accuracy_cost": 0.02}
+    )
     assert reductions({"Vanilla": plain}) == {}
 
 
@@ -225,7 +261,12 @@ def test_degenerate_predictors_are_found() -> None:
         {"name": "fair", "method": "RELIANT", "seed": 0, "metrics": {"minority_rate": 0.2}},
         {"name": "useless", "method": "RELIANT", "seed": 3, "metrics": {"minority_rate": 0.0}},
         {"name": "drawing", "method": "RELIANT", "seed": 0, "metrics": {}},
-        {"name": "far-too-strong", "method": "RELIANT alpha=1000", "seed": 0, "metrics": {"minority_rate": 0.0}},
+        {
+            "name": "far-too-strong",
+            "method": "RELIANT alpha=1000",
+            "seed": 0,
+            "metrics": {"minority_rate": 0.0},
+        },
     ]
     assert degenerate_runs(results, {"RELIANT", "Vanilla"}) == ["useless-seed3"]
 
@@ -237,7 +278,11 @@ def test_figures_are_drawn_for_few_and_many_seeds(tmp_path: Path) -> None:
         names = ("accuracy", "delta_sp", "delta_eo", "positive_rate")
         return [dict(zip(names, generator.random(4), strict=True)) for _ in range(count)]
 
-    draw_trade_off({f"method {index}": seeds(1 + index) for index in range(10)}, tmp_path / "scatter.png")
+    undefined = [{**seed, "delta_eo": float("nan")} for seed in seeds(3)]
+    draw_trade_off(
+        {"undefined": undefined, **{f"method {index}": seeds(1 + index) for index in range(9)}},
+        tmp_path / "scatter.png",
+    )
     draw_sweep({0.0: seeds(1), 1.0: seeds(5), 1000.0: seeds(2)}, tmp_path / "sweep.png")
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("scatter.png", "sweep.png"))
 

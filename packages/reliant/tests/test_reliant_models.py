@@ -23,7 +23,8 @@ def count(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("gcn", (5506, 5186, 6082)), ("sage", (35714, 35074, 36866)), ("sgc", (5634, 5314, 6210))]
+    ("kind", "expected"),
+    [("gcn", (5506, 5186, 6082)), ("sage", (35714, 35074, 36866)), ("sgc", (5634, 5314, 6210))],
 )
 def test_networks_have_the_published_sizes(kind: str, expected: tuple[int, int, int]) -> None:
     for (width, _), parameters in zip(SETS.values(), expected, strict=True):
@@ -52,7 +53,12 @@ def test_dropout_is_on_in_training_only(small: FairGraph) -> None:
     topology = small.topology()
     known = torch.full((60,), -1)
     known[:20] = small.labels[:20]
-    models = [build_teacher("gcn", 7), build_teacher("sage", 7), build_sgc_student(7), LabelPropagationStudent(known, 7)]
+    models = [
+        build_teacher("gcn", 7),
+        build_teacher("sage", 7),
+        build_sgc_student(7),
+        LabelPropagationStudent(known, 7),
+    ]
     for model in models:
         first, second = (model.train()(small.features, topology).logits for _ in range(2))
         assert not torch.equal(first, second)
@@ -62,7 +68,11 @@ def test_dropout_is_on_in_training_only(small: FairGraph) -> None:
 
 def test_initial_values_are_those_of_dgl() -> None:
     torch.manual_seed(0)
-    gcn, sage, sgc = build_teacher("gcn", 500, 300), build_teacher("sage", 500, 300), build_sgc_student(500, 300)
+    gcn, sage, sgc = (
+        build_teacher("gcn", 500, 300),
+        build_teacher("sage", 500, 300),
+        build_sgc_student(500, 300),
+    )
     bound = (6 / 800) ** 0.5
     for weight, largest in (
         (gcn.layers[0].weight, bound),
@@ -70,7 +80,11 @@ def test_initial_values_are_those_of_dgl() -> None:
         (sgc.layers[0].fc.weight, bound),
     ):
         assert float(weight.abs().max()) == pytest.approx(largest, rel=0.01)
-    assert not any(p.any() for n, p in [*gcn.named_parameters(), *sage.named_parameters(), *sgc.named_parameters()] if n.endswith("bias"))
+    assert not any(
+        p.any()
+        for n, p in [*gcn.named_parameters(), *sage.named_parameters(), *sgc.named_parameters()]
+        if n.endswith("bias")
+    )
     student = LabelPropagationStudent(torch.full((5000,), -1), 2000, ptype="tra")
     assert not student.balance.any()
     assert float(student.node_scores.std()) == pytest.approx(2**0.5 * (2 / 5001) ** 0.5, rel=0.05)
@@ -114,14 +128,23 @@ def test_hidden_labels_are_no_longer_pinned_and_are_drawn_anew(small: FairGraph)
 
 def test_official_keys_are_loaded_strictly() -> None:
     student = LabelPropagationStudent(torch.full((9,), -1), 4)
-    state = {official_key(student, key): torch.randn_like(value) for key, value in student.state_dict().items()}
-    assert {"alpha", "plp_layer.lr_alpha", "plp_layer.attn_l", "plp_layer.mlp.linears.0.weight"} <= state.keys()
+    state = {
+        official_key(student, key): torch.randn_like(value) for key, value in student.state_dict().items()
+    }
+    assert {
+        "alpha",
+        "plp_layer.lr_alpha",
+        "plp_layer.attn_l",
+        "plp_layer.mlp.linears.0.weight",
+    } <= state.keys()
     load_official_state_dict(student, state)
     assert torch.equal(student.balance, state["plp_layer.lr_alpha"])
     del state["alpha"]
     state["more"] = torch.zeros(1)
     state["plp_layer.attn_l"] = torch.zeros(1, 5)
-    with pytest.raises(TenfoldError, match=r"missing alpha; unexpected more; plp_layer.attn_l has shape \(1, 5\)"):
+    with pytest.raises(
+        TenfoldError, match=r"missing alpha; unexpected more; plp_layer.attn_l has shape \(1, 5\)"
+    ):
         load_official_state_dict(student, state)
 
 

@@ -43,7 +43,9 @@ def networks(graph: FairGraph) -> dict[str, tuple[nn.Module, int]]:
 
 @pytest.mark.parametrize("name", ["gcn", "sage", "sgc", "plp"])
 @pytest.mark.parametrize("backend", ["pyg", "dgl"])
-def test_all_neighbours_give_the_output_of_the_whole_graph(small: FairGraph, cpu: Fabric, name: str, backend) -> None:
+def test_all_neighbours_give_the_output_of_the_whole_graph(
+    small: FairGraph, cpu: Fabric, name: str, backend
+) -> None:
     if backend == "dgl":
         pytest.importorskip("dgl")
     network, hops = networks(small)[name]
@@ -160,8 +162,16 @@ def test_two_processes_share_the_nodes_and_keep_one_network(start, tmp_path: Pat
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     records = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("result.json")}
-    assert set(records) == {"teacher-on1-seed0", "teacher-on2-seed0", "student-on1-seed0", "student-on2-seed0"}
-    weights = [torch.load(tmp_path / f"reliant/test/teacher-on{n}-seed0/weights.pt", weights_only=True) for n in (1, 2)]
+    assert set(records) == {
+        "teacher-on1-seed0",
+        "teacher-on2-seed0",
+        "student-on1-seed0",
+        "student-on2-seed0",
+    }
+    weights = [
+        torch.load(tmp_path / f"reliant/test/teacher-on{n}-seed0/weights.pt", weights_only=True)
+        for n in (1, 2)
+    ]
     for name, value in weights[0].items():  # the mean over two halves is the mean over the whole
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5)
     student = records["student-on2-seed0"]

@@ -72,7 +72,7 @@ class Discriminators(nn.Module):
 
 
 def summarize(embedding: Tensor) -> Tensor:
-    """m = sigmoid(mean over nodes of E), [n, h] to [h]; E is not normalised here."""
+    """M = sigmoid(mean over nodes of E), [n, h] to [h]; E is not normalised here."""
     return torch.sigmoid(embedding.mean(dim=0))
 
 
@@ -129,7 +129,8 @@ def discriminator_losses(
     terms = {
         "adv": adv,
         "cls": cls,
-        "local": looks_real(d_e(embedding_t, topology)[edges]) + looks_fake(d_e(embedding_s, topology)[edges]),
+        "local": looks_real(d_e(embedding_t, topology)[edges])
+        + looks_fake(d_e(embedding_s, topology)[edges]),
         "global_teacher_summary": looks_real(d_g(judged_t, summary_t)) + looks_fake(d_g(judged_s, summary_t)),
         "global_student_summary": looks_real(d_g(judged_s, summary_s)) + looks_fake(d_g(judged_t, summary_s)),
     }

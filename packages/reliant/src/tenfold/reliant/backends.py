@@ -124,7 +124,9 @@ class PygTopology(Topology):
     ) -> None:
         super().__init__(edge_index, num_nodes, in_degree, node_ids)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")  # once each
+            warnings.filterwarnings(
+                "ignore", message="Sparse (CSR tensor support|invariant checks)"
+            )  # once each
             self._edges = EdgeIndex(
                 self.edge_index, sparse_size=(num_nodes, num_nodes), sort_order="col"
             ).fill_cache_()
@@ -174,7 +176,8 @@ class _Pattern:
 
     def products(self, left: Tensor, right: Tensor) -> Tensor:
         """<left_u, right_v> for each edge u -> v, [E]."""
-        return torch.sparse.sampled_addmm(self._zeros, right, left.t(), beta=0.0).values()
+        sampled: Tensor = torch.sparse.sampled_addmm(self._zeros, right, left.t(), beta=0.0).values()
+        return sampled
 
     def softmax(self, scores: Tensor) -> Tensor:
         """Softmax of the sources' scores [n] over the edges into each node, [E]."""
@@ -241,7 +244,9 @@ class DglTopology(Topology):
     ) -> None:
         super().__init__(edge_index, num_nodes, in_degree, node_ids)
         if edge_index.is_cuda:
-            raise TenfoldError("the dgl backend computes on the CPU only; add --device cpu, or choose --backend pyg")
+            raise TenfoldError(
+                "the dgl backend computes on the CPU only; add --device cpu, or choose --backend pyg"
+            )
         import_dgl()
         import dgl
 

@@ -168,7 +168,10 @@ class SampledBatches:
                         parts[index] = values.new_zeros(self._num_nodes, values.shape[1])
                     parts[index][nodes] = values[: batch.num_seeds]  # type: ignore[index]
         if world > 1:
-            parts = [None if part is None else self._fabric.all_reduce(part, reduce_op="sum") for part in parts]
+            parts = [
+                None if part is None else self._fabric.all_reduce(part, reduce_op="sum")  # type: ignore[misc]
+                for part in parts
+            ]
         return NodeOutput(*parts)  # type: ignore[arg-type]
 
     def _load(self, seeds: Tensor, sampler: NeighbourSampler) -> Iterator[NodeBatch]:

@@ -113,8 +113,12 @@ def load_network(path: Path, graph: FairGraph) -> tuple[nn.Module, BiasProxies |
             proxies = BiasProxies(graph.num_nodes, content["proxies"].shape[1], distillation.placement)
             proxies.load_state_dict({"values": content["proxies"]})
             width = content["embedding_dim"]
-            teacher = None if width is None else NodeOutput(graph.features, graph.features.new_empty(0, width))
-            input_dim = student_input_dim(graph.num_features, distillation.placement, content["proxies"].shape[1])
+            teacher = (
+                None if width is None else NodeOutput(graph.features, graph.features.new_empty(0, width))
+            )
+            input_dim = student_input_dim(
+                graph.num_features, distillation.placement, content["proxies"].shape[1]
+            )
             network = build_student(graph, teacher, distillation, input_dim)
         network.load_state_dict(content["state_dict"])
     except (RuntimeError, TypeError, KeyError, AttributeError) as error:
@@ -132,8 +136,8 @@ def _content(path: Path, graph: FairGraph) -> dict[str, Any]:
     sizes = [graph.num_nodes, graph.num_features, graph.num_classes]
     if content["sizes"] != sizes:
         raise TenfoldError(
-            f"{path} was trained on {content['dataset']} (nodes, features, classes: {content['sizes']}), which does not "
-            f"fit {graph.name} ({sizes}); choose the --dataset it was trained on"
+            f"{path} was trained on {content['dataset']} (nodes, features, classes: {content['sizes']}), which does "
+            f"not fit {graph.name} ({sizes}); choose the --dataset it was trained on"
         )
     return content
 

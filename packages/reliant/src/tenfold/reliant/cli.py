@@ -6,8 +6,8 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -23,7 +23,7 @@ from tenfold.reliant.fairness_metrics import evaluate_predictions
 from tenfold.reliant.graphs import FairGraph
 from tenfold.reliant.label_propagation import LabelPropagationStudent
 from tenfold.reliant.node_output import NodeOutput, as_node_output
-from tenfold.reliant.training import distill, predict, test_metrics, train_teacher
+from tenfold.reliant.training import all_metrics, distill, predict, train_teacher
 from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
@@ -108,7 +108,9 @@ class Reproduce:
         claimed = {method for verdict in verdicts for method in (verdict.claim.better, verdict.claim.worse)}
         collapsed = degenerate_runs(results, claimed)
         if collapsed:
-            logger.error("nearly everyone gets the same answer, which is not fairness, in: %s", ", ".join(collapsed))
+            logger.error(
+                "nearly everyone gets the same answer, which is not fairness, in: %s", ", ".join(collapsed)
+            )
         return 1 if failed or collapsed else 0
 
 
@@ -145,14 +147,14 @@ class Train:
                 graph, self.teacher, self.seed, fabric, run, self.backend, compile_network=compiled
             )
             path = run.save_artifact("model.pt", teacher_artifact(self.teacher, graph, trained))
-            finish(run, test_metrics(graph, trained), trained, started)
+            finish(run, all_metrics(graph, trained), trained, started)
         logger.info("teacher in %s", path)
         return 0
 
 
 @dataclass(frozen=True)
 class Distill:
-    """Train one student with RELIANT: `distill --teacher model.pt akd --alpha 100`; akd and cpf have further options."""
+    """Train one student with RELIANT: `distill --teacher model.pt akd --alpha 100`; akd and cpf have more options."""
 
     teacher: Path | None = None
     """model.pt of a teacher's run; not needed with --learn-from labels."""
@@ -196,7 +198,7 @@ class Distill:
                 graph, teacher, student, self.seed, fabric, run, self.backend, compile_network=compiled
             )
             path = run.save_artifact("model.pt", student_artifact(student, graph, distilled, teacher))
-            finish(run, test_metrics(graph, distilled, teacher), distilled, started)
+            finish(run, all_metrics(graph, distilled, teacher), distilled, started)
         logger.info("student in %s", path)
         return 0
 
@@ -222,7 +224,9 @@ class Evaluate:
             return as_node_output(network(inputs, batch.topology))
 
         if self.split == "train" and isinstance(network, LabelPropagationStudent):
-            raise TenfoldError("label propagation is given the labels of training nodes; choose --split val or test")
+            raise TenfoldError(
+                "label propagation is given the labels of training nodes; choose --split val or test"
+            )
         logits = predict(network, FullBatches(graph, self.backend), forward).logits
         nodes = getattr(graph, self.split)
         metrics = evaluate_predictions(logits[nodes], graph.labels[nodes], graph.sensitive[nodes])
@@ -263,9 +267,14 @@ class Datasets:
             except TenfoldError as error:
                 print(f"{name:18} not here: {error}")
                 continue
-            sizes = f"{graph.num_nodes} nodes, {graph.num_undirected_edges} edges, {graph.num_features} features"
+            sizes = (
+                f"{graph.num_nodes} nodes, {graph.num_undirected_edges} edges, {graph.num_features} features"
+            )
             splits = f"{len(graph.train)}/{len(graph.val)}/{len(graph.test)}"
-            rates = [float(graph.labels[graph.sensitive == group].float().mean()) for group in range(graph.num_groups)]
+            rates = [
+                float(graph.labels[graph.sensitive == group].float().mean())
+                for group in range(graph.num_groups)
+            ]
             gap = ", ".join(f"{rate:.3f}" for rate in rates)
             print(f"{name:18} {sizes}, split {splits}, base rates {gap}\n{'':18} {graph.provenance}")
         return 0

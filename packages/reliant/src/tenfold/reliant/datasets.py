@@ -68,7 +68,11 @@ RECIDIVISM = Table(
     "WHITE",
     0.6,
     downloads=(
-        ("bail.csv", f"{_NIFTY}/bail/bail.csv", "11a7c62be2b7aed7cb069624789755d5f57acc8b69580564e2401b084e2d5faf"),
+        (
+            "bail.csv",
+            f"{_NIFTY}/bail/bail.csv",
+            "11a7c62be2b7aed7cb069624789755d5f57acc8b69580564e2401b084e2d5faf",
+        ),
         (
             "split/train_split.npy",
             f"{_RELIANT}/bail/split/train_split.npy",
@@ -171,7 +175,9 @@ def load_recidivism(folder: Path) -> FairGraph:
     frame = _read_csv(folder / "bail.csv", RECIDIVISM)
     raw, names = _features(frame, RECIDIVISM)
     edges, where = _edges(folder, RECIDIVISM, raw, len(frame), allow_original=True)
-    splits = [_stored_split(folder / "split" / f"{part}_split.npy", len(frame)) for part in ("train", "val", "test")]
+    splits = [
+        _stored_split(folder / "split" / f"{part}_split.npy", len(frame)) for part in ("train", "val", "test")
+    ]
     return FairGraph(
         name="recidivism",
         features=(raw / raw.sum(dim=1, keepdim=True)).float(),
@@ -189,7 +195,9 @@ def load_recidivism(folder: Path) -> FairGraph:
 def load_recidivism_3000() -> FairGraph:
     """The bundled 3000 nodes of Recidivism, with the edges among them and their part of the stored split."""
     with np.load(io.BytesIO(_bundled("recidivism_3000.npz")), allow_pickle=False) as stored:
-        parts = {name: torch.from_numpy(stored[name].astype(np.int64)) for name in stored.files if name != "names"}
+        parts = {
+            name: torch.from_numpy(stored[name].astype(np.int64)) for name in stored.files if name != "names"
+        }
         names = tuple(str(name) for name in stored["names"])
     raw = parts["features"].double()
     return FairGraph(
@@ -240,7 +248,13 @@ def load_credit(folder: Path, recomputed: bool) -> FairGraph:
 
 def load_dblp(name: str, folder: Path) -> FairGraph:
     """DBLP or DBLP-L from the authors' files: y = 1 for class 3, s = 1 for continent 2; the stored split."""
-    needed = ["edgelist.txt", "labels.txt", "sens.txt", "X.npz", *(f"split/{p}_split.npy" for p in ("train", "val", "test"))]
+    needed = [
+        "edgelist.txt",
+        "labels.txt",
+        "sens.txt",
+        "X.npz",
+        *(f"split/{p}_split.npy" for p in ("train", "val", "test")),
+    ]
     if missing := [file for file in needed if not (folder / file).is_file()]:
         raise TenfoldError(
             f"{name} needs {', '.join(missing)} in {folder}, which only the paper's authors distribute; the quick "
@@ -250,7 +264,9 @@ def load_dblp(name: str, folder: Path) -> FairGraph:
         with np.load(folder / "X.npz", allow_pickle=False) as stored:
             indices = np.stack([stored["row"], stored["col"]]).astype(np.int64)
             values, shape = stored["data"].astype(np.float32), tuple(int(size) for size in stored["shape"])
-        features = torch.sparse_coo_tensor(torch.from_numpy(indices), torch.from_numpy(values), shape).to_dense()
+        features = torch.sparse_coo_tensor(
+            torch.from_numpy(indices), torch.from_numpy(values), shape
+        ).to_dense()
         edges = np.loadtxt(folder / "edgelist.txt", dtype=np.int64, ndmin=2)
         columns = {}
         for file, positive in (("labels.txt", 3), ("sens.txt", 2)):
@@ -264,8 +280,13 @@ def load_dblp(name: str, folder: Path) -> FairGraph:
         if not 0 <= int(edge_index.min()) <= int(edge_index.max()) < len(features):
             raise ValueError("edgelist.txt names nodes that X.npz does not have")
     except (*_DAMAGE, KeyError, IndexError, RuntimeError) as error:
-        raise TenfoldError(f"the files of {name} in {folder} are damaged ({error}); restore the originals") from error
-    splits = [_stored_split(folder / "split" / f"{part}_split.npy", len(features)) for part in ("train", "val", "test")]
+        raise TenfoldError(
+            f"the files of {name} in {folder} are damaged ({error}); restore the originals"
+        ) from error
+    splits = [
+        _stored_split(folder / "split" / f"{part}_split.npy", len(features))
+        for part in ("train", "val", "test")
+    ]
     return FairGraph(
         name=name,
         features=features,
@@ -293,7 +314,7 @@ def split_per_class(
     parts: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
     classes = [np.flatnonzero(labels.numpy() == value) for value in (0, 1)]
     for nodes in classes:
-        generator.shuffle(nodes)
+        generator.shuffle(nodes)  # type: ignore[arg-type]  # swaps in place, as for a list
     for nodes in classes:
         half, three_quarters = int(0.5 * len(nodes)), int(0.75 * len(nodes))
         most = half if most_train_labels is None else min(half, most_train_labels // 2)
@@ -344,7 +365,9 @@ def _folder(name: str, root: Path, download: bool) -> Path:
             try:
                 pooch.retrieve(address, f"sha256:{sha256}", fname=target.name, path=target.parent)
             except (OSError, ValueError) as error:
-                raise TenfoldError(f"{address} could not be fetched ({type(error).__name__}); put it at {target}") from error
+                raise TenfoldError(
+                    f"{address} could not be fetched ({type(error).__name__}); put it at {target}"
+                ) from error
     return folder
 
 
@@ -355,7 +378,9 @@ def _edges(
     original, stored = folder / f"{table.folder}_edges.txt", folder / f"{table.folder}_edges_undirected.npz"
     path = original if allow_original and original.exists() else stored
     if not path.exists():
-        logger.info("building the similarity graph of %d rows; tenfold-reliant build-graph keeps it", num_nodes)
+        logger.info(
+            "building the similarity graph of %d rows; tenfold-reliant build-graph keeps it", num_nodes
+        )
         edges = build_similarity_edges(features, table.threshold)
         return with_self_loops(edges, num_nodes), "edges by its similarity rule"
     try:
@@ -384,7 +409,9 @@ def _read_csv(path: Path, table: Table) -> pd.DataFrame:
     if absent := [name for name in (table.label, table.sensitive, *table.left_out) if name not in frame]:
         raise TenfoldError(f"{path} has no column {absent[0]}; restore the original")
     numbers = frame.drop(columns=list(table.left_out))
-    if any(not pd.api.types.is_numeric_dtype(kind) for kind in numbers.dtypes) or numbers.isna().any(axis=None):
+    if any(not pd.api.types.is_numeric_dtype(kind) for kind in numbers.dtypes) or numbers.isna().any(
+        axis=None
+    ):
         raise TenfoldError(f"{path} holds something that is no number; restore the original")
     return frame
 

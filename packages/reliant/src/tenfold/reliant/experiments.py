@@ -6,6 +6,7 @@ processes, and again after an interruption.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from tenfold.reliant.fairness_metrics import is_degenerate
 from tenfold.reliant.figures import draw_sweep, draw_trade_off
 from tenfold.reliant.graphs import FairGraph
 from tenfold.reliant.teachers import TeacherKind
-from tenfold.reliant.training import Trained, distill, test_metrics, train_teacher
+from tenfold.reliant.training import Trained, all_metrics, distill, train_teacher
 from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.logging import get_logger, progress
 from tenfold.shared.parallel import JobPool, available_cores
@@ -98,7 +99,11 @@ class Suite:
     def run(self, job: Job) -> Run:
         """The record of one job."""
         teacher = self.profile.teacher_config(job.teacher)
-        config: dict[str, Any] = {"dataset": job.dataset, "teacher": plain(teacher), "backend": self.profile.backend}
+        config: dict[str, Any] = {
+            "dataset": job.dataset,
+            "teacher": plain(teacher),
+            "backend": self.profile.backend,
+        }
         if isinstance(job, TeacherJob):
             name = f"{job.dataset}-{job.teacher}-teacher"
             return self._open(job, name, job.seed, job.teacher, "Teacher", config)
@@ -107,7 +112,11 @@ class Suite:
             setting += " official"
         name = f"{job.dataset}-{setting.replace(' ', '-')}"
         if isinstance(job, TradeOffJob):
-            config |= {"students": {f"{s.method}, seed {s.seed}": self.run(s).config_hash for s in self.students(job)}}
+            config |= {
+                "students": {
+                    f"{s.method}, seed {s.seed}": self.run(s).config_hash for s in self.students(job)
+                }
+            }
             return self._open(job, f"{name}-trade-off", 0, f"{setting} trade-off", "RELIANT", config)
         student = self.profile.distillation_config(
             job.dataset, job.teacher, job.framework, job.objective, job.protocol, job.method
@@ -213,7 +222,7 @@ def run_teacher(suite: Suite, job: TeacherJob) -> None:
             graph, config, job.seed, suite.fabric, run, suite.profile.backend, compile_network=compiled
         )
         run.save_artifact("model.pt", teacher_artifact(config, graph, trained))
-        finish(run, test_metrics(graph, trained), trained, started)
+        finish(run, all_metrics(graph, trained), trained, started)
 
 
 def run_student(suite: Suite, job: StudentJob) -> None:
@@ -231,7 +240,7 @@ def run_student(suite: Suite, job: StudentJob) -> None:
             graph, teacher, config, job.seed, suite.fabric, run, profile.backend, compile_network=compiled
         )
         run.save_artifact("model.pt", student_artifact(config, graph, distilled, teacher))
-        finish(run, test_metrics(graph, distilled, teacher), distilled, started)
+        finish(run, all_metrics(graph, distilled, teacher), distilled, started)
 
 
 def run_trade_off(suite: Suite, job: TradeOffJob) -> None:
@@ -242,7 +251,8 @@ def run_trade_off(suite: Suite, job: TradeOffJob) -> None:
     results: dict[str, list[dict[str, float]]] = {}
     strengths: dict[float, list[dict[str, float]]] = {}
     for student in suite.students(job):
-        metrics = (suite.run(student).result or {})["metrics"]
+        stored = (suite.run(student).result or {})["metrics"]
+        metrics = {name: math.nan if value is None else value for name, value in stored.items()}
         results.setdefault(student.method, []).append(metrics)
     where = (job.dataset, job.teacher, job.framework, job.objective, job.protocol)
     for method, seeds in results.items():
@@ -250,7 +260,9 @@ def run_trade_off(suite: Suite, job: TradeOffJob) -> None:
         if config.learn_from == "teacher" and (config.use_proxies or method == "Vanilla"):
             strengths.setdefault(config.alpha, []).extend([] if method == "Proxies" else seeds)
     with suite.run(job) as run:
-        with run.figure("trade_off.png", "Utility against bias of every method and seed, one-sigma ellipses") as path:
+        with run.figure(
+            "trade_off.png", "Utility against bias of every method and seed, one-sigma ellipses"
+        ) as path:
             draw_trade_off(results, path)
         if profile.alphas:
             with run.figure("alpha_sweep.png", "Bias and accuracy over the weight of the bias term") as path:
@@ -263,7 +275,7 @@ def reductions(results: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     if not {"Vanilla", "RELIANT"} <= results.keys():
         return {}
 
-    def mean(method: str, metric: str) -> float:
+    def mean(method: str, metric: str) -> float:  # NaN where a seed's fairness is not defined
         return statistics.fmean(seed[metric] for seed in results[method])
 
     shares = {
@@ -298,7 +310,9 @@ def finish(run: Run, metrics: dict[str, float], trained: Trained, started: float
         seconds,
     )
     if is_degenerate(metrics):
-        logger.warning("%s gives nearly everyone the same answer; it is not fair but useless", run.directory.name)
+        logger.warning(
+            "%s gives nearly everyone the same answer; it is not fair but useless", run.directory.name
+        )
     run.finish(metrics, trained.epochs_here / seconds, "epochs/s")
 
 

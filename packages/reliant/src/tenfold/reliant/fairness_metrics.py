@@ -1,7 +1,7 @@
 """Fairness of decisions, in the definitions of the paper's tables, and their utility.
 
-Where a group has no node the fairness metrics are NaN, with a warning: nothing was measured. A predictor that gives nearly
-everyone the same answer is perfectly fair and useless, so its positive rate belongs beside every fairness number.
+Where a group has no node the fairness metrics are NaN, with a warning: nothing was measured. A predictor that gives
+nearly everyone the same answer is perfectly fair and useless, so its positive rate belongs beside each fairness number.
 """
 
 from __future__ import annotations

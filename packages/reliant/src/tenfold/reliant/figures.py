@@ -31,10 +31,15 @@ def draw_trade_off(results: Mapping[str, Sequence[Metrics]], path: Path) -> None
     for axis, (metric, title) in zip(figure.subplots(1, 2, sharey=True), _BIAS.items(), strict=True):
         for (method, seeds), colour in zip(results.items(), _cycle(len(results)), strict=True):
             points = np.array([[seed[metric], seed["accuracy"]] for seed in seeds])
+            points = points[np.isfinite(points).all(axis=1)]
+            if len(points) == 0:  # the measure is not defined for any seed
+                continue
             positive = np.mean([seed["positive_rate"] for seed in seeds])
             axis.scatter(*points.T, s=16, color=colour, alpha=0.55, linewidths=0)
             label = f"{method}, {positive:.0%} positive"
-            axis.scatter(*points.mean(axis=0), marker="X", s=80, color=colour, edgecolors="white", label=label)
+            axis.scatter(
+                *points.mean(axis=0), marker="X", s=80, color=colour, edgecolors="white", label=label
+            )
             _ellipse(axis, points, colour)
         axis.set(xlabel=title)
         axis.grid(alpha=0.3)
@@ -54,7 +59,11 @@ def draw_sweep(results: Mapping[float, Sequence[Metrics]], path: Path) -> None:
     alphas = sorted(results)
     figure = Figure(figsize=(10.5, 3.8), layout="constrained")
     bias_axis, accuracy_axis = figure.subplots(1, 2)
-    curves = [(bias_axis, "delta_sp", "ΔSP"), (bias_axis, "delta_eo", "ΔEO"), (accuracy_axis, "accuracy", "accuracy")]
+    curves = [
+        (bias_axis, "delta_sp", "ΔSP"),
+        (bias_axis, "delta_eo", "ΔEO"),
+        (accuracy_axis, "accuracy", "accuracy"),
+    ]
     for (axis, metric, label), colour in zip(curves, (_COLOURS[1], _COLOURS[4], _COLOURS[2]), strict=True):
         values = [np.array([seed[metric] for seed in results[alpha]]) for alpha in alphas]
         mean = np.array([value.mean() for value in values])
@@ -82,7 +91,9 @@ def _ellipse(axis: Axes, points: np.ndarray, colour: str) -> None:
     width, height = 2 * np.sqrt(variances.clip(min=0))[::-1]
     angle = np.degrees(np.arctan2(*directions[::-1, 1]))
     centre = (float(points[:, 0].mean()), float(points[:, 1].mean()))
-    axis.add_patch(Ellipse(centre, width, height, angle=angle, facecolor=colour, alpha=0.12, edgecolor=colour))
+    axis.add_patch(
+        Ellipse(centre, width, height, angle=angle, facecolor=colour, alpha=0.12, edgecolor=colour)
+    )
 
 
 def _cycle(count: int) -> list[str]:

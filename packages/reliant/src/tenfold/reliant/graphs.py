@@ -74,7 +74,9 @@ class FairGraph:
 
     def to(self, device: torch.device | str) -> FairGraph:
         """The same graph on another device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors)
 
     def induced_subgraph(self, nodes: Tensor, name: str) -> FairGraph:
@@ -84,6 +86,7 @@ class FairGraph:
         edges, _ = subgraph(nodes, self.edge_index, relabel_nodes=False, num_nodes=self.num_nodes)
         edges = position[edges]
         parts = {name: position[getattr(self, name)] for name in ("train", "val", "test")}
+        splits: dict[str, Any] = {name: part[part >= 0] for name, part in parts.items()}
         return replace(
             self,
             name=name,
@@ -91,7 +94,7 @@ class FairGraph:
             labels=self.labels[nodes],
             sensitive=self.sensitive[nodes],
             edge_index=edges[:, (edges[0] * len(nodes) + edges[1]).argsort()],
-            **{name: part[part >= 0] for name, part in parts.items()},
+            **splits,
             provenance=f"{len(nodes)} nodes of: {self.provenance}",
         )
 
@@ -151,23 +154,27 @@ class FairGraph:
         if data.x.ndim != 2 or not data.x.isfinite().all():
             raise TenfoldError("x must be a matrix [nodes, features] of finite numbers")
         num_nodes = len(data.x)
-        if isinstance(sensitive, int):
-            if not -data.x.shape[1] <= sensitive < data.x.shape[1]:
-                raise TenfoldError(f"there is no column {sensitive} among {data.x.shape[1]} features")
-            sensitive = data.x[:, sensitive]
-        for field, values in (("y", data.y), ("sensitive", sensitive)):
+        if isinstance(sensitive, int) and not -data.x.shape[1] <= sensitive < data.x.shape[1]:
+            raise TenfoldError(f"there is no column {sensitive} among {data.x.shape[1]} features")
+        values_of_groups: Tensor = data.x[:, sensitive] if isinstance(sensitive, int) else sensitive
+        for field, values in (("y", data.y), ("sensitive", values_of_groups)):
             if values.shape != (num_nodes,):
                 raise TenfoldError(f"{field} has shape {tuple(values.shape)} instead of ({num_nodes},)")
         edges_are_pairs = data.edge_index.dtype == torch.int64 and data.edge_index.ndim == 2
         if not edges_are_pairs or len(data.edge_index) != 2:
-            raise TenfoldError(f"edge_index must be whole numbers [2, edges], not {tuple(data.edge_index.shape)}")
-        if data.edge_index.numel() and not 0 <= int(data.edge_index.min()) <= int(data.edge_index.max()) < num_nodes:
+            raise TenfoldError(
+                f"edge_index must be whole numbers [2, edges], not {tuple(data.edge_index.shape)}"
+            )
+        if (
+            data.edge_index.numel()
+            and not 0 <= int(data.edge_index.min()) <= int(data.edge_index.max()) < num_nodes
+        ):
             raise TenfoldError(f"edge_index names nodes outside 0..{num_nodes - 1}")
         for split in ("train", "val", "test"):
             mask = data[f"{split}_mask"]
             if mask.dtype != torch.bool or mask.shape != (num_nodes,):
                 raise TenfoldError(f"{split}_mask must be true or false for each of {num_nodes} nodes")
-        groups, sensitive = torch.unique(sensitive, return_inverse=True)
+        groups, group_of_node = torch.unique(values_of_groups, return_inverse=True)
         if not 2 <= len(groups) <= MOST_GROUPS:
             raise TenfoldError(
                 f"the sensitive attribute has {len(groups)} values; fairness between groups needs 2 to {MOST_GROUPS}, "
@@ -186,7 +193,7 @@ class FairGraph:
             name=name,
             features=data.x.float(),
             labels=data.y.long(),
-            sensitive=sensitive,
+            sensitive=group_of_node,
             edge_index=edges,
             **splits,
             provenance="a graph of the user",

@@ -26,13 +26,16 @@ def knowledge_distance(log_probabilities: Tensor, target: Tensor, nodes: Tensor)
         target: [N, C], the teacher's probabilities t.
         nodes: [k], those that count; the paper's are all non-training nodes.
     """
-    return torch.linalg.vector_norm(log_probabilities[nodes].exp() - target[nodes])
+    distance: Tensor = torch.linalg.vector_norm(log_probabilities[nodes].exp() - target[nodes])
+    return distance
 
 
-def descend(loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, fabric: Fabric) -> None:
+def descend(
+    loss: Tensor, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, fabric: Fabric
+) -> None:
     """One step of an optimizer outside Fabric's care; gradients reach ``parameters`` alone, averaged over processes."""
     optimizer.zero_grad()
-    loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+    loss.backward(inputs=parameters)
     if fabric.world_size > 1:
         for parameter in parameters:
             parameter.grad = fabric.all_reduce(parameter.grad, reduce_op="mean")  # type: ignore[assignment, arg-type]
@@ -82,7 +85,8 @@ class LabelDistances(Labels):
         probabilities = output.logits.float().softmax(dim=1)
         if output.pinned is not None:  # a pinned row counts as right, without a look at the host
             probabilities = torch.where(output.pinned[:, None], target, probabilities)
-        return torch.linalg.vector_norm((probabilities - target)[batch.roles["train"]])
+        distance: Tensor = torch.linalg.vector_norm((probabilities - target)[batch.roles["train"]])
+        return distance
 
 
 class SoftLabels:
@@ -137,7 +141,9 @@ class Adversary:
         self._fabric = fabric
         self.discriminators = Discriminators(teacher.logits.shape[1], teacher.embedding.shape[1])
         self.discriminators.to(fabric.device)
-        self.optimizer = torch.optim.Adam(self.discriminators.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.discriminators.parameters(), lr=lr, weight_decay=weight_decay, fused=True
+        )
 
     def learn(self, output: NodeOutput, batch: NodeBatch) -> None:
         terms = discriminator_losses(*self._arguments(output.detach(), batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ class FeatureTransformation(nn.Module):
     ) -> None:
         super().__init__()
         widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -104,7 +105,9 @@ class LabelPropagationStudent(nn.Module):
         state = torch.where(is_known, labels, 1 / self.num_classes)
         for _ in range(self.num_updates):
             if self.inductive:
-                scores = (self.feature_dropout(features) * self.attention).sum(dim=1)  # no matmul: fp32 under AMP
+                scores = (self.feature_dropout(features) * self.attention).sum(
+                    dim=1
+                )  # no matmul: fp32 under AMP
             else:
                 scores = self.node_scores[nodes].squeeze(1)
             spread = topology.attend(scores, state, self.attention_dropout if self.training else 0.0)

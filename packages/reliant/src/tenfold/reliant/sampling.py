@@ -7,7 +7,7 @@ from torch import Tensor
 from torch_geometric.sampler import BaseSampler, NodeSamplerInput, SamplerOutput
 
 
-class NeighbourSampler(BaseSampler):
+class NeighbourSampler(BaseSampler):  # type: ignore[misc]
     """For each hop and each node reached last, draws some of its incoming edges without replacement.
 
     torch_geometric's own sampler needs pyg-lib or torch-sparse, which are not on the package index; this one needs
@@ -27,7 +27,7 @@ class NeighbourSampler(BaseSampler):
         self._starts, self._counts = counts.cumsum(0) - counts, counts
         self._row_of_node = torch.full((num_nodes,), -1, dtype=torch.int64)
 
-    def sample_from_nodes(self, inputs: NodeSamplerInput) -> SamplerOutput:  # type: ignore[override]
+    def sample_from_nodes(self, inputs: NodeSamplerInput) -> SamplerOutput:
         """The seeds first, then the nodes in the order they were reached; edges point towards the seeds."""
         seeds = inputs.node
         row_of_node = self._row_of_node
@@ -46,10 +46,14 @@ class NeighbourSampler(BaseSampler):
         reached = torch.cat(nodes)
         row_of_node[reached] = -1
         return SamplerOutput(
-            node=reached, row=torch.cat(rows), col=torch.cat(columns), edge=None, metadata=(inputs.input_id, None)
+            node=reached,
+            row=torch.cat(rows),
+            col=torch.cat(columns),
+            edge=None,
+            metadata=(inputs.input_id, None),
         )
 
-    def sample_from_edges(self, *arguments: object) -> SamplerOutput:
+    def sample_from_edges(self, *arguments: object) -> SamplerOutput:  # noqa: ARG002
         """Not for this sampler."""
         raise TypeError("a NeighbourSampler draws around nodes; give it to a NodeLoader")
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -44,7 +45,8 @@ class SageConvolution(nn.Module):
     def forward(self, values: Tensor, topology: Topology) -> Tensor:
         """[n, input_dim] to [n, output_dim]; messages are sent where they are narrower."""
         if self.fc_neigh.in_features < self.fc_neigh.out_features:
-            return self.fc_neigh(topology.mean_with_self(values)) + self.bias
+            projected: Tensor = self.fc_neigh(topology.mean_with_self(values))
+            return projected + self.bias
         return topology.mean_with_self(self.fc_neigh(values)) + self.bias
 
 
@@ -72,9 +74,7 @@ class GCN(nn.Module):
         super().__init__()
         self.depth = hidden_layers + 2
         widths = [input_dim] + [hidden_dim] * (hidden_layers + 1) + [num_classes]
-        self.layers = nn.ModuleList(
-            GraphConvolution(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(GraphConvolution(a, b) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor, topology: Topology) -> NodeOutput:
@@ -110,9 +110,7 @@ class GraphSAGE(nn.Module):
         super().__init__()
         self.depth = hidden_layers + 2
         widths = [input_dim] + [hidden_dim] * (hidden_layers + 1) + [num_classes]
-        self.layers = nn.ModuleList(
-            SageConvolution(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(SageConvolution(a, b) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor, topology: Topology) -> NodeOutput:

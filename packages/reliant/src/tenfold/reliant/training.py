@@ -107,7 +107,9 @@ def train_teacher(
     labels, val = graph.labels.to(fabric.device), graph.val.to(fabric.device)
     best = BestEpoch(dict(network.state_dict()), config.patience, newer_wins=True)
     precision = fabric.strategy.precision  # holds the loss scale of fp16
-    progress = _Progress(run, {"network": network, "optimizer": optimizer, "precision": precision, "best": best})
+    progress = _Progress(
+        run, {"network": network, "optimizer": optimizer, "precision": precision, "best": best}
+    )
     source = Labels()
 
     epoch = resumed_at = progress.resume()
@@ -177,7 +179,13 @@ def distill(
     kept = {**_prefixed("student.", student), **_prefixed("proxies.", proxies)}
     best = BestEpoch(kept, config.patience, newer_wins=config.keep == "accuracy")
     precision = fabric.strategy.precision  # holds the loss scale of fp16
-    parts = {"network": student, "optimizer": optimizer, "precision": precision, "source": source, "bias": bias}
+    parts = {
+        "network": student,
+        "optimizer": optimizer,
+        "precision": precision,
+        "source": source,
+        "bias": bias,
+    }
     progress = _Progress(run, {**parts, "best": best})
 
     def forward(batch: NodeBatch) -> NodeOutput:
@@ -366,8 +374,8 @@ def predict(network: nn.Module, batches: Batches, forward: Forward, with_dropout
     return output
 
 
-def test_metrics(graph: FairGraph, trained: Trained, teacher: NodeOutput | None = None) -> dict[str, float]:
-    """Utility and fairness on the test nodes at the kept epoch, at the last (``last_...``), and on the validation nodes.
+def all_metrics(graph: FairGraph, trained: Trained, teacher: NodeOutput | None = None) -> dict[str, float]:
+    """Utility and fairness on the test nodes at the kept and the last epoch (``last_...``), and on validation nodes.
 
     Args:
         graph: with labels and groups.
