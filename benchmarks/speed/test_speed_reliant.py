@@ -1,8 +1,8 @@
 """One training step of a RELIANT student (knowledge, bias term, proxies) on the 3000 bundled nodes of Recidivism.
 
-The reference computes the same step with values on edges, as message passing is usually written: torch_geometric gathers
-a row for each edge, weighs it, and scatters the sums. DGL's kernels are the named peer. All sides have the same losses
-from the same random numbers, which is checked before timing.
+The reference computes the same step with values on edges, as message passing is usually written: torch_geometric
+gathers a row for each edge, weighs it, and scatters the sums. DGL's kernels are the named peer. All sides have the same
+losses from the same random numbers, which is checked before timing.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def test_student_step(benchmark: BenchmarkFixture, framework: str, reference: st
         seconds.append(seconds_per_step(ours))
         ratios.append(reference_seconds / seconds[-1])
     benchmark.pedantic(ours, rounds=5, iterations=2)
-    described = "torch_geometric's gather and scatter, rows on edges" if reference != "DGL" else "DGL's kernels"
+    described = (
+        "torch_geometric's gather and scatter, rows on edges" if reference != "DGL" else "DGL's kernels"
+    )
     benchmark.extra_info.update(
         ratio=ratios,
         reference=f"the same step with {described}",
@@ -136,9 +138,7 @@ def test_attention_on_a_large_graph(benchmark: BenchmarkFixture) -> None:
         if topology is ours:
             expected = gradients
     torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-4)
-    ratios = [
-        seconds_per_step(lambda: step(theirs)) / seconds_per_step(lambda: step(ours)) for _ in range(5)
-    ]
+    ratios = [seconds_per_step(lambda: step(theirs)) / seconds_per_step(lambda: step(ours)) for _ in range(5)]
     benchmark.pedantic(lambda: step(ours), rounds=5, iterations=2)
     benchmark.extra_info.update(
         ratio=ratios, reference="torch_geometric's softmax, rows on edges", unit="attention updates"
