@@ -1,0 +1,104 @@
+"""OCD-Net, by the authors of CoCa: an averaged teacher instead of stored outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
+
+from tenfold.coca.config import LearnerConfig
+from tenfold.coca.losses import supervised_contrastive_loss
+from tenfold.coca.methods.base import Method, StepBatch
+from tenfold.coca.methods.coca import self_supervision, with_replay
+from tenfold.coca.networks import ContinualNetwork, Part
+
+
+class OcdNet(Method):
+    """OCD-Net (Li et al., IJCAI 2022), as far as its constants are known to us.
+
+    The teacher is a running average of the network, updated at random steps. The network imitates its outputs (weight
+    ``alpha``) and its projections (the contrastive loss between the two, same weight) on a draw, whose labels it also
+    learns (weight ``beta``); self-supervision is CoCa's.
+    """
+
+    draws = 1
+
+    def __init__(
+        self,
+        network: ContinualNetwork,
+        config: LearnerConfig,
+        fabric: Fabric,
+        compile_network: bool = False,
+    ) -> None:
+        super().__init__(network, config, fabric, compile_network)
+        self._teacher = copy.deepcopy(network).requires_grad_(False)
+        self._steps = 0
+        self._generator = torch.Generator().manual_seed(torch.initial_seed() % 2**32)
+
+    @classmethod
+    def trained_heads(cls, config: LearnerConfig) -> tuple[Part, ...]:
+        return ("projection", *(("pretext",) if config.uses_pretext else ()))
+
+    @classmethod
+    def makes_views(cls, config: LearnerConfig) -> bool:
+        return config.uses_views
+
+    def observe(self, batch: StepBatch) -> Tensor:
+        config = self.config
+        stream = self.ask(batch.images, "logits", "projection")
+        assert stream.logits is not None and stream.projection is not None
+        loss = cross_entropy(stream.logits, batch.labels)
+        projection = stream.projection
+        draw = batch.draws[0] if batch.draws else None
+        if draw is not None:
+            replayed = self.ask(draw.images, "logits", "projection")
+            assert replayed.logits is not None and replayed.projection is not None
+            with torch.no_grad():
+                taught = self._teacher(draw.images, parts=("logits", "projection"))
+            imitation = mse_loss(replayed.logits, taught.logits)
+            imitation = imitation + supervised_contrastive_loss(
+                self.gather(replayed.projection),
+                self.gather(taught.projection),
+                self.gather(draw.labels),
+                config.temperature,
+            )
+            loss = loss + config.alpha * imitation
+            loss = loss + config.beta * cross_entropy(replayed.logits, draw.labels)
+            projection = torch.cat([projection, replayed.projection])
+        if config.uses_views:
+            images, labels = with_replay(batch, draw)
+            terms = self_supervision(self.model, images, labels, projection, batch, config, self.gather)
+            weights = {"contrastive": config.contrastive_weight, "pretext": config.pretext_weight}
+            for name, term in terms.items():
+                loss = loss + weights[name] * term
+        self.descend(loss)
+        self._update_teacher()
+        return stream.logits.detach()
+
+    @torch.no_grad()
+    def _update_teacher(self) -> None:
+        self._steps += 1
+        if float(torch.rand((), generator=self._generator)) >= self.config.teacher_update_rate:
+            return
+        momentum = min(1 - 1 / (self._steps + 1), self.config.teacher_momentum)
+        for averaged, mine in zip(self._teacher.parameters(), self.network.parameters(), strict=True):
+            averaged.lerp_(mine, 1 - momentum)
+
+    def state_dict(self) -> dict[str, Any]:
+        extra = {
+            "teacher": self._teacher.state_dict(),
+            "steps": self._steps,
+            "generator": self._generator.get_state(),
+        }
+        return {**super().state_dict(), **extra}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._teacher.load_state_dict(state["teacher"])
+        self._steps = state["steps"]
+        self._generator.set_state(state["generator"])

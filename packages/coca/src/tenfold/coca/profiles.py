@@ -1,0 +1,118 @@
+"""The experiment suites, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tenfold.coca.config import LearnerConfig, NetworkConfig, StreamConfig, TrainConfig
+from tenfold.coca.hyperparameters import BENCHMARKS, VARIANTS, paper_config
+
+_ALL = (
+    *("JOINT", "SGD", "ER", "ER-ACE", "A-GEM", "A-GEM-R", "GEM", "iCaRL", "FDR", "DER", "DER++", "OCD-Net"),
+    *("CoCa", "CoCa w/o CD", "CoCa w/o CSS", "CoCa w/o contrast", "CoCa w/o pretext", "CoCa with boundaries"),
+)
+_WITHOUT_BOUNDARIES = tuple(
+    name for name in _ALL if name not in ("A-GEM", "GEM", "iCaRL", "FDR", "CoCa with boundaries")
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A suite: memory sizes x methods x seeds on one stream."""
+
+    description: str
+    """One line for the list of profiles."""
+    memory_sizes: tuple[int, ...]
+    methods: tuple[str, ...]
+    """Methods and ablations."""
+    seeds: tuple[int, ...] = tuple(range(10))
+    benchmark: str | None = None
+    """Key of :data:`~tenfold.coca.hyperparameters.BENCHMARKS`, whose settings every method takes."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """Without a benchmark: the stream of all methods."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Without a benchmark: the network of all methods."""
+    learner: dict[str, Any] = field(default_factory=dict)
+    """Without a benchmark: settings of all methods."""
+    stream_changes: dict[str, Any] = field(default_factory=dict)
+    """Replaced fields of the stream's config."""
+    dataset: str | None = None
+    """Name in the records; by default the stream's. Runs join printed numbers under the stream's own name only."""
+
+    def train_config(self, method: str, memory_size: int) -> TrainConfig:
+        """The settings of one run."""
+        if self.benchmark is not None:
+            config = paper_config(self.benchmark, method, memory_size)
+        else:
+            base, changes = VARIANTS.get(method, (method, {}))
+            stores = base not in ("SGD", "JOINT")
+            settings = {
+                "method": base,
+                "memory_size": memory_size if stores else 0,
+                **self.learner,
+                **changes,
+            }
+            config = TrainConfig(LearnerConfig(**settings), self.stream, self.network)
+        return replace(config, stream=replace(config.stream, **self.stream_changes))
+
+    @property
+    def dataset_name(self) -> str:
+        """What the records call the data."""
+        if self.dataset is not None:
+            return self.dataset
+        return self.stream.name if self.benchmark is None else BENCHMARKS[self.benchmark].stream.name
+
+
+_DIGITS = Profile(
+    description="",
+    memory_sizes=(30,),
+    methods=_ALL,
+    stream=StreamConfig("s-digits", batch_size=10, epochs=5),
+    network=NetworkConfig("mlp", projection_dim=32),
+    learner={"lr": 0.1, "alpha": 0.3, "beta": 1.0, "memory_batch_size": 10},
+)
+
+PROFILES: dict[str, Profile] = {
+    "smoke": replace(
+        _DIGITS,
+        description="seconds: every method on a few batches of digits, far too short to learn from",
+        stream=StreamConfig("s-digits", batch_size=10, epochs=1, batches_per_epoch=4),
+        seeds=(0, 1),
+        dataset="s-digits-smoke",
+    ),
+    "quick": replace(
+        _DIGITS,
+        description="split digits, an MLP, 30 images of memory, all methods; minutes on two cores",
+    ),
+    "digits-50": replace(
+        _DIGITS,
+        description="the same with 50 images of memory",
+        memory_sizes=(50,),
+    ),
+    "blurry-digits": replace(
+        _DIGITS,
+        description="digits in one pass of blurred phases that nobody announces, 30 images of memory",
+        methods=_WITHOUT_BOUNDARIES,
+        stream=StreamConfig("blurry-digits", batch_size=10, epochs=1),
+    ),
+    "h100": Profile(
+        description="S-CIFAR-10 from lossless sheets, 8 passes a task, memory 200 and 500, one seed; one GPU",
+        memory_sizes=(200, 500),
+        methods=("SGD", "JOINT", "ER", "DER++", "CoCa", "CoCa w/o CSS"),
+        seeds=(0,),
+        benchmark="cifar10",
+        stream_changes={"name": "s-cifar-10-mosaic", "epochs": 8},
+        dataset="s-cifar-10-mosaic",
+    ),
+    **{
+        f"{name}-{size}": Profile(
+            description=f"the paper's setting on {benchmark.stream.name} with {size} images of memory, ten seeds",
+            memory_sizes=(size,),
+            methods=_WITHOUT_BOUNDARIES if name == "mnist360" else _ALL,
+            benchmark=name,
+        )
+        for name, benchmark in BENCHMARKS.items()
+        for size in benchmark.memory_sizes
+    },
+}
