@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 
 from tenfold.shared.logging import TenfoldError, set_quiet
 
@@ -36,7 +37,9 @@ class AcceleratorConfig:
     """Compile models with torch.compile."""
 
 
-def make_fabric(config: AcceleratorConfig, strategy: str | None = None) -> Fabric:
+def make_fabric(
+    config: AcceleratorConfig, strategy: str | None = None, broadcast_buffers: bool = True
+) -> Fabric:
     """A Fabric for ``config``; call its ``launch()`` before anything that differs between processes.
 
     Processes other than the first say only warnings and errors.
@@ -44,6 +47,8 @@ def make_fabric(config: AcceleratorConfig, strategy: str | None = None) -> Fabri
     Args:
         config: device, number of processes, precision.
         strategy: Fabric's name of a strategy; None is ``ddp`` for several processes, else ``auto``.
+        broadcast_buffers: whether ``ddp`` copies the first process's buffers to the others before each forward pass. A
+            network with batch norm that is called several times before one backward pass must do without.
 
     Raises:
         TenfoldError: what was asked for by name this machine does not have, or not as many; or torchrun started
@@ -57,11 +62,12 @@ def make_fabric(config: AcceleratorConfig, strategy: str | None = None) -> Fabri
         )
     if device == "cuda" and torch.cuda.get_device_capability()[0] >= 8:
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32
+    ddp = DDPStrategy(broadcast_buffers=broadcast_buffers)
     fabric = Fabric(
         accelerator=device,
         devices=devices,
         num_nodes=nodes,
-        strategy=strategy or ("ddp" if devices * nodes > 1 else "auto"),
+        strategy=strategy or (ddp if devices * nodes > 1 else "auto"),
         precision=resolve_precision(config.precision, device),
     )
     if fabric.global_rank > 0:

@@ -31,6 +31,17 @@ from tenfold.shared.runs import load_checkpoint, plain, save_atomically
 from tenfold.shared.seeding import seed_everything
 
 
+def launch_fabric(config: AcceleratorConfig) -> Fabric:
+    """A launched Fabric for learners.
+
+    A step calls the network several times before its backward pass, so that the buffers of batch norm must not be
+    overwritten in between.
+    """
+    fabric = make_fabric(config, broadcast_buffers=False)
+    fabric.launch()
+    return fabric
+
+
 class Learner:
     """Learns from images as they come, and can be asked at any time.
 
@@ -67,8 +78,7 @@ class Learner:
         compile_network: bool = False,
     ) -> None:
         if fabric is None:
-            fabric = make_fabric(AcceleratorConfig())
-            fabric.launch()
+            fabric = launch_fabric(AcceleratorConfig())
         self.config = config
         self.network_config = network or NetworkConfig()
         self.preprocessing = preprocessing or Preprocessing()

@@ -1,0 +1,257 @@
+"""A profile's suite in two stages: the runs of every method and seed, and their paired comparison.
+
+Each job leaves a run record. Jobs of one stage can run in any order, in several processes, and again after an
+interruption.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from tenfold.coca.config import StreamConfig
+from tenfold.coca.figures import draw_accuracy_matrix, draw_gains, draw_memory, draw_methods
+from tenfold.coca.learner import launch_fabric
+from tenfold.coca.paired import paired_difference
+from tenfold.coca.profiles import Profile
+from tenfold.coca.streams import Stream, make_stream
+from tenfold.coca.training import Learned, learn_stream, stream_metrics
+from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.logging import get_logger, progress
+from tenfold.shared.parallel import JobPool, available_cores
+from tenfold.shared.runs import Run, RunKey, plain
+
+logger = get_logger("coca")
+
+PAPER = "coca"
+MAIN_METRICS = ("class_il", "task_il", "domain_il", "accuracy")
+"""What is compared with printed numbers; the first one that a run has is the one that decides."""
+
+
+@dataclass(frozen=True)
+class LearnJob:
+    """One method learns the stream once."""
+
+    method: str
+    memory_size: int
+    """0 for methods without a memory."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class ComparisonJob:
+    """Compare all methods of one memory size, seed by seed."""
+
+    memory_size: int
+
+
+Job = LearnJob | ComparisonJob
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A profile, and where and how its runs are done; only the profile decides what comes out."""
+
+    name: str
+    profile: Profile
+    output: Path
+    data_root: Path | None = None
+    download: bool = False
+    force: bool = False
+    checkpoint_seconds: float = 15.0
+    accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
+
+    @property
+    def fabric(self) -> Fabric:
+        """The Fabric of this process, launched."""
+        return _launched(self.accelerator)
+
+    def stream(self, config: StreamConfig) -> Stream:
+        """A stream, on the CPU."""
+        return _made_stream(config, self.data_root, self.download)
+
+    def jobs_of(self, memory_size: int) -> list[LearnJob]:
+        """The runs that are compared at one memory size; those without memory belong to every one."""
+        return [
+            LearnJob(method, 0 if method in ("SGD", "JOINT") else memory_size, seed)
+            for method in self.profile.methods
+            for seed in self.profile.seeds
+        ]
+
+    def run(self, job: Job) -> Run:
+        """The record of one job."""
+        dataset = self.profile.dataset_name
+        if isinstance(job, ComparisonJob):
+            compared = {
+                f"{other.method}, seed {other.seed}": self.run(other).config_hash
+                for other in self.jobs_of(job.memory_size)
+            }
+            name, setting = f"{dataset}-{job.memory_size}-comparison", f"memory {job.memory_size} comparison"
+            key = RunKey(PAPER, self.name, name, 0, dataset, setting, "CoCa")
+            return Run(self.output, key, {"runs": compared}, is_writer=self.fabric.is_global_zero)
+        setting = f"memory {job.memory_size}" if job.memory_size else "no memory"
+        slug = job.method.lower().replace("w/o", "without").replace("++", "pp").replace(" ", "-")
+        name = f"{dataset}-{slug}" + (f"-{job.memory_size}" if job.memory_size else "")
+        key = RunKey(PAPER, self.name, name, job.seed, dataset, setting, job.method)
+        config = {**plain(self.profile.train_config(job.method, self._row_size(job))), "seed": job.seed}
+        return Run(
+            self.output, key, config, "step", self.checkpoint_seconds, is_writer=self.fabric.is_global_zero
+        )
+
+    def _row_size(self, job: LearnJob) -> int:
+        """Memory size in the table of hyperparameters; any row will do for methods without memory."""
+        return job.memory_size or self.profile.memory_sizes[0]
+
+
+def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> list[dict[str, Any]]:
+    """Do every run of the suite that is not finished yet.
+
+    Args:
+        suite: the profile and where its runs are.
+        workers: processes that share the runs; None is one for each CPU core, eight at the most, and one on a GPU.
+        quiet: whether workers keep silent.
+
+    Returns:
+        The results of all runs, finished before or now.
+    """
+    on_cpu = suite.fabric.device.type == "cpu"
+    if on_cpu:
+        torch.set_num_threads(1)
+    if suite.fabric.world_size > 1:
+        workers = 1
+    stages = all_jobs(suite)
+    for config in {_stream_config(suite, job) for job in stages[0] if isinstance(job, LearnJob)}:
+        suite.stream(config)  # what is missing is said before anything is done
+    if suite.force and suite.fabric.is_global_zero:
+        for stage in stages:
+            for job in stage:
+                suite.run(job).clear()
+    suite.fabric.barrier()
+    workers = workers or (min(8, available_cores()) if on_cpu else 1)
+    with JobPool(workers, quiet, "tenfold.coca.experiments") as pool:
+        for stage in stages:
+            unfinished = [job for job in stage if not is_done(suite, job)]
+            suite.fabric.barrier()
+            done = pool.run(partial(do, suite), unfinished)
+            for _ in progress(done, f"{PAPER} {suite.name}", total=len(unfinished)):
+                suite.fabric.barrier()
+    return [suite.run(job).result or {} for stage in stages for job in stage]
+
+
+def all_jobs(suite: Suite) -> list[list[Job]]:
+    """The stages of a suite and their jobs; CoCa, which takes longest, first."""
+    found = {job: None for size in suite.profile.memory_sizes for job in suite.jobs_of(size)}
+    learning: list[Job] = sorted(found, key=lambda job: not job.method.startswith(("CoCa", "OCD")))
+    comparisons: list[Job] = []
+    if len(suite.profile.seeds) > 1 and "CoCa" in suite.profile.methods:
+        comparisons = [ComparisonJob(size) for size in suite.profile.memory_sizes]
+    return [learning, comparisons]
+
+
+def is_done(suite: Suite, job: Job) -> bool:
+    """Whether a job's record is finished."""
+    return suite.run(job).is_finished
+
+
+def do(suite: Suite, job: Job) -> None:
+    """Do one job."""
+    if isinstance(job, LearnJob):
+        run_learner(suite, job)
+    else:
+        run_comparison(suite, job)
+
+
+def run_learner(suite: Suite, job: LearnJob) -> None:
+    """Learn the stream, keep the learner, and draw its accuracy matrix and memory for the first seed."""
+    config = suite.profile.train_config(job.method, suite._row_size(job))
+    stream = suite.stream(config.stream)
+    started = time.monotonic()
+    with suite.run(job) as run:
+        learned = learn_stream(stream, config, job.seed, suite.fabric, run, suite.accelerator.compile)
+        run.save_artifact("model.pt", {**learned.learner.artifact(), "stream": plain(config.stream)})
+        if job.seed == suite.profile.seeds[0]:
+            draw_outcome(run, learned, job.method)
+        finish(run, learned, stream, started)
+
+
+def draw_outcome(run: Run, learned: Learned, method: str) -> None:
+    """Accuracy matrices where there is more than one row, and the memory where there is one."""
+    for kind, rows in learned.rows.items():
+        if kind in MAIN_METRICS and len(rows) > 1:
+            with run.figure(
+                f"accuracy_matrix_{kind}.png", f"Accuracy ({kind}) on every task after every task"
+            ) as path:
+                draw_accuracy_matrix(rows, f"{method}, {kind}", path)
+    learner = learned.learner
+    report = learner.memory_report()
+    if learner.memory is not None and report["images"]:
+        with run.figure("memory.png", "What is remembered at the end of the stream") as path:
+            draw_memory(learner.memory["images"].cpu(), learner.memory["labels"].cpu(), report["ages"], path)
+
+
+def finish(run: Run, learned: Learned, stream: Stream, started: float) -> None:
+    """Say how a run went and write its result."""
+    seconds = time.monotonic() - started
+    metrics = stream_metrics(learned, stream)
+    shown = ", ".join(f"{name} {metrics[name]:.1f}" for name in MAIN_METRICS if name in metrics)
+    logger.info("%s: %s (%.1f s)", run.directory.name, shown, seconds)
+    run.finish(metrics, learned.images_here / seconds, "images/s")
+
+
+def run_comparison(suite: Suite, job: ComparisonJob) -> None:
+    """Paired differences of CoCa and its ablations to DER++, and all methods in one picture."""
+    if not suite.fabric.is_global_zero:
+        return
+    values: dict[str, dict[int, float]] = {}
+    metric = ""
+    for other in suite.jobs_of(job.memory_size):
+        metrics = (suite.run(other).result or {})["metrics"]
+        metric = next(name for name in MAIN_METRICS if name in metrics)
+        if metrics[metric] is not None:
+            values.setdefault(other.method, {})[other.seed] = metrics[metric]
+    found: dict[str, float] = {}
+    gains: dict[str, tuple[float, float, float]] = {}
+    for method in values:
+        for reference in ("DER++", "CoCa"):
+            is_about_coca = (
+                method.startswith("CoCa") if reference == "DER++" else method.startswith("CoCa w/o")
+            )
+            if not is_about_coca or reference not in values:
+                continue
+            first, second = (method, reference) if reference == "DER++" else (reference, method)
+            difference = paired_difference(values[first], values[second])
+            name = f"{first} - {second}"
+            gains[name] = (difference.mean, difference.low, difference.high)
+            found |= {
+                f"{metric}: {name}": difference.mean,
+                f"{metric}: {name}, low": difference.low,
+                f"{metric}: {name}, high": difference.high,
+                f"{metric}: {name}, p": difference.p_value,
+            }
+    with suite.run(job) as run:
+        with run.figure("methods.png", f"{metric} of every method and seed") as path:
+            draw_methods(values, metric, path)
+        if gains:
+            with run.figure("gains.png", f"Paired differences in {metric}, with 95 % intervals") as path:
+                draw_gains(gains, metric, path)
+        run.finish(found)
+
+
+def _stream_config(suite: Suite, job: LearnJob) -> StreamConfig:
+    return suite.profile.train_config(job.method, suite._row_size(job)).stream
+
+
+@cache
+def _made_stream(config: StreamConfig, root: Path | None, download: bool) -> Stream:
+    return make_stream(config, root, download)
+
+
+@cache
+def _launched(config: AcceleratorConfig) -> Fabric:
+    return launch_fabric(config)
