@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from tenfold.shared.logging import TenfoldError, set_quiet
 

@@ -1,9 +1,9 @@
 """CoCa: general continual learning by complementary calibration.
 
 Ji, Li, Wang and Zhang, IEEE TIP 2023, https://arxiv.org/abs/2109.02426. A learner that replays a small memory distils
-outputs whose relations have aged, and its features tell old classes apart badly. CoCa lets the stored outputs follow the
-relations of the present ones (collaborative distillation), and trains features on rotated views of old and new images
-together (collaborative self-supervision). It needs no task boundaries.
+outputs whose relations have aged, and its features tell old classes apart badly. CoCa lets the stored outputs follow
+the relations of the present ones (collaborative distillation), and trains features on rotated views of old and new
+images together (collaborative self-supervision). It needs no task boundaries.
 """
 
 from tenfold.coca.augmentation import Preprocessing

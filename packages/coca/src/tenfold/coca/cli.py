@@ -167,8 +167,8 @@ class Evaluate:
             learner.preprocessing = stream.preprocessing
         if learner.num_classes < stream.num_classes or learner.image_shape != stream.image_shape:
             raise TenfoldError(
-                f"this learner knows {learner.num_classes} classes of images {list(learner.image_shape)}; {stream.name} "
-                f"has {stream.num_classes} of {list(stream.image_shape)}"
+                f"this learner knows {learner.num_classes} classes of images {list(learner.image_shape)}; "
+                f"{stream.name} has {stream.num_classes} of {list(stream.image_shape)}"
             )
         found = measure_accuracies(learner, stream)
         table = Table(title=f"{stream.name}: accuracy in per cent", title_justify="left")
@@ -318,16 +318,20 @@ def _official_learner(
         "mlp" if name == "mlp" else "resnet18",
         width=64 if conv is None else len(conv),
         hidden=100 if fc1 is None else len(fc1),
-        projection_dim=next(
-            (len(value) for key, value in reversed(weights.items()) if key.startswith("inv_head.")), 64
-        ),
+        projection_dim=_last_size(weights, "inv_head.", 64),
         classifier_bias=classifier_bias,
     )
-    pretext = next((len(value) for key, value in reversed(weights.items()) if key.startswith("eq_head.")), 4)
+    pretext = _last_size(weights, "eq_head.", 4)
     config = LearnerConfig("SGD", memory_size=0, views="scale-rotate" if pretext == 16 else "zoom-rotate")
     learner = Learner(config, num_classes, image_shape, network=network)
     load_official_state_dict(learner.network, weights)
     return learner
+
+
+def _last_size(weights: Mapping[str, Any], prefix: str, otherwise: int) -> int:
+    """Outputs of the last layer of a head."""
+    sizes = [len(value) for key, value in weights.items() if key.startswith(prefix) and value.ndim > 0]
+    return sizes[-1] if sizes else otherwise
 
 
 def _data_root(given: Path | None) -> Path:

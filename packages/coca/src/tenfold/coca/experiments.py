@@ -146,8 +146,8 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
 
 def all_jobs(suite: Suite) -> list[list[Job]]:
     """The stages of a suite and their jobs; CoCa, which takes longest, first."""
-    found = {job: None for size in suite.profile.memory_sizes for job in suite.jobs_of(size)}
-    learning: list[Job] = sorted(found, key=lambda job: not job.method.startswith(("CoCa", "OCD")))
+    found = dict.fromkeys(job for size in suite.profile.memory_sizes for job in suite.jobs_of(size))
+    learning: list[Job] = [*sorted(found, key=lambda job: not job.method.startswith(("CoCa", "OCD")))]
     comparisons: list[Job] = []
     if len(suite.profile.seeds) > 1 and "CoCa" in suite.profile.methods:
         comparisons = [ComparisonJob(size) for size in suite.profile.memory_sizes]

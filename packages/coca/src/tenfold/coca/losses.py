@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, mse_loss, one_hot
+from torch.nn.functional import cross_entropy, log_softmax, mse_loss
 
 Diagonal = float | Literal["mask"]
 
@@ -140,7 +140,12 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, classes: Tensor | None 
 
 def present_classes(labels: Tensor, num_classes: int) -> Tensor:
     """[C], True where a class occurs among the labels."""
-    return one_hot(labels, num_classes).any(dim=0)
+    return membership(labels, num_classes).any(dim=0)
+
+
+def membership(labels: Tensor, num_classes: int) -> Tensor:
+    """[N, C], True at each label; unlike torch's ``one_hot`` it never makes the host wait to check the labels."""
+    return labels[:, None] == torch.arange(num_classes, device=labels.device)
 
 
 def er_loss(stream_logits: Tensor, stream_labels: Tensor, draw_logits: Tensor, draw_labels: Tensor) -> Tensor:

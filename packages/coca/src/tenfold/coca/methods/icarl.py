@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, normalize, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from tenfold.coca.augmentation import Preprocessing
+from tenfold.coca.losses import membership
 from tenfold.coca.memory import TaskMemory
 from tenfold.coca.methods.base import Memory, Method, StepBatch
 from tenfold.coca.methods.coca import with_replay
@@ -37,7 +38,7 @@ class ICarl(Method):
         assert batch.seen_classes is not None and batch.task_classes is not None
         images, labels = with_replay(batch, batch.draws[0] if batch.draws else None)
         logits = self.logits(images)
-        targets = one_hot(labels, logits.shape[1]).to(logits.dtype)
+        targets = membership(labels, logits.shape[1]).to(logits.dtype)
         if self._previous is not None:
             with torch.no_grad():
                 earlier = torch.sigmoid(self._previous(images))
@@ -67,7 +68,7 @@ class ICarl(Method):
 
     def _remember_means(self, memory: TaskMemory, preprocessing: Preprocessing) -> None:
         features = ask_in_chunks(self.network, self._features, memory["images"], preprocessing)
-        members = one_hot(memory["labels"], self.network.num_classes).to(features.dtype)
+        members = membership(memory["labels"], self.network.num_classes).to(features.dtype)
         counts = members.sum(dim=0)[:, None]
         self._means = torch.where(counts > 0, normalize(members.t() @ features), torch.nan)
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from tenfold.coca.config import LearnerConfig
 from tenfold.coca.losses import supervised_contrastive_loss
+from tenfold.coca.memory import generator_state, restore_generator
 from tenfold.coca.methods.base import Method, StepBatch
 from tenfold.coca.methods.coca import self_supervision, with_replay
 from tenfold.coca.networks import ContinualNetwork, Part
@@ -38,7 +40,7 @@ class OcdNet(Method):
         super().__init__(network, config, fabric, compile_network)
         self._teacher = copy.deepcopy(network).requires_grad_(False)
         self._steps = 0
-        self._generator = torch.Generator().manual_seed(torch.initial_seed() % 2**32)
+        self._rng = np.random.RandomState(torch.initial_seed() % 2**32)
 
     @classmethod
     def trained_heads(cls, config: LearnerConfig) -> tuple[Part, ...]:
@@ -83,7 +85,7 @@ class OcdNet(Method):
     @torch.no_grad()
     def _update_teacher(self) -> None:
         self._steps += 1
-        if float(torch.rand((), generator=self._generator)) >= self.config.teacher_update_rate:
+        if self._rng.random_sample() >= self.config.teacher_update_rate:
             return
         momentum = min(1 - 1 / (self._steps + 1), self.config.teacher_momentum)
         for averaged, mine in zip(self._teacher.parameters(), self.network.parameters(), strict=True):
@@ -93,7 +95,7 @@ class OcdNet(Method):
         extra = {
             "teacher": self._teacher.state_dict(),
             "steps": self._steps,
-            "generator": self._generator.get_state(),
+            "rng": generator_state(self._rng),
         }
         return {**super().state_dict(), **extra}
 
@@ -101,4 +103,4 @@ class OcdNet(Method):
         super().load_state_dict(state)
         self._teacher.load_state_dict(state["teacher"])
         self._steps = state["steps"]
-        self._generator.set_state(state["generator"])
+        restore_generator(self._rng, state["rng"])
