@@ -37,7 +37,11 @@ def test_a_learner_gets_better_at_what_it_observes(make_learner: MakeLearner, sm
     [
         (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), "takes images as uint8"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), r"\[B, 3, 8, 8\]"),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 4]), "label 4 is not one of the 4 classes"),
+        (
+            torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+            torch.tensor([0, 4]),
+            "label 4 is not one of the 4 classes",
+        ),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([-1, 0]), "label -1 is not one of"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([1]), "2 images need 2 whole numbers"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0.0, 1.0]), "whole numbers"),
@@ -68,7 +72,9 @@ def test_one_image_is_learned_from_where_nothing_needs_two(
 ) -> None:
     learner = make_learner("ER", "mlp")
     for place in range(3):
-        learner.observe(small_sets.train.images[place : place + 1], small_sets.train.labels[place : place + 1])
+        learner.observe(
+            small_sets.train.images[place : place + 1], small_sets.train.labels[place : place + 1]
+        )
     assert (learner.steps, len(learner.memory)) == (3, 3)
 
 
@@ -77,7 +83,9 @@ def test_nothing_is_replayed_while_the_memory_is_too_small_for_batch_norm(
 ) -> None:
     learner = make_learner("CoCa", memory_size=1)
     for start in range(0, 24, 8):
-        learner.observe(small_sets.train.images[start : start + 8], small_sets.train.labels[start : start + 8])
+        learner.observe(
+            small_sets.train.images[start : start + 8], small_sets.train.labels[start : start + 8]
+        )
     batch = learner.prepare(small_sets.train.images[:8], small_sets.train.labels[:8])
     assert batch.draws == ()
     assert len(learner.memory) == 1
@@ -150,7 +158,9 @@ def test_half_precision_logits_halve_their_memory_and_little_else(
     whole, half = make_learner("DER++"), make_learner("DER++", half_logits=True)
     for learner in (whole, half):
         for start in range(0, 32, 8):
-            learner.observe(small_sets.train.images[start : start + 8], small_sets.train.labels[start : start + 8])
+            learner.observe(
+                small_sets.train.images[start : start + 8], small_sets.train.labels[start : start + 8]
+            )
     assert half.memory["logits"].dtype == torch.float16
     torch.testing.assert_close(half.memory["logits"].float(), whole.memory["logits"], rtol=1e-2, atol=1e-2)
 
