@@ -42,7 +42,8 @@ def main() -> None:
     devices, output = int(sys.argv[1]), Path(sys.argv[2])
     fabric = launch_fabric(AcceleratorConfig(device="cpu", devices=devices))
     assert fabric.world_size == devices
-    normed = learn("CoCa", NetworkConfig("resnet18", width=4, projection_dim=8), fabric)
+    narrow = NetworkConfig("resnet18", width=4, projection_dim=8)
+    normed = {method: learn(method, narrow, fabric) for method in ("CoCa", "iCaRL", "FDR", "OCD-Net")}
     networks.make_head = lambda feature_dim, outputs, _: nn.Linear(feature_dim, outputs)
     found = {}
     for method in METHODS:
@@ -52,10 +53,12 @@ def main() -> None:
             "memory": learner.memory["images"] if learner.memory is not None else torch.zeros(0),
             "steps": torch.tensor(learner.steps),
         }
-    found["with batch norm"] = {
-        "weights": torch.cat([value.flatten() for value in normed.network.parameters()]),
-        "logits": normed.memory["logits"],
-    }
+    for method, learner in normed.items():
+        found[f"{method} with batch norm"] = {
+            "weights": torch.cat([value.flatten() for value in learner.network.state_dict().values()]),
+            "memory": learner.memory["images"],
+            "scores": learner.predict(random_images(20, seed=1).images),
+        }
     save_atomically(output / f"on{devices}-rank{fabric.global_rank}.pt", found)
 
 

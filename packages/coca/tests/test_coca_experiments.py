@@ -133,7 +133,7 @@ def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "size", "lr", "alpha", "beta", "epochs", "views"),
+    ("name", "size", "lr", "alpha", "beta", "epochs", "views"),
     [
         ("cifar10", 200, 0.03, 0.1, 0.5, 50, "zoom-rotate"),
         ("cifar10", 500, 0.03, 0.2, 0.5, 50, "zoom-rotate"),
@@ -147,9 +147,9 @@ def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp
     ],
 )
 def test_coca_has_the_authors_best_arguments(
-    benchmark: str, size: int, lr: float, alpha: float, beta: float, epochs: int, views: str
+    name: str, size: int, lr: float, alpha: float, beta: float, epochs: int, views: str
 ) -> None:
-    config = paper_config(benchmark, "CoCa", size)
+    config = paper_config(name, "CoCa", size)
     learner = config.learner
     assert (learner.lr, learner.alpha, learner.beta) == (lr, alpha, beta)
     assert (config.stream.epochs, config.stream.batch_size) == (epochs, 32)
@@ -161,7 +161,7 @@ def test_coca_has_the_authors_best_arguments(
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "method", "size", "expected"),
+    ("name", "method", "size", "expected"),
     [
         ("cifar10", "SGD", 200, (0.1, 32, 50)),
         ("cifar10", "ER", 500, (0.1, 32, 50)),
@@ -178,9 +178,9 @@ def test_coca_has_the_authors_best_arguments(
     ],
 )
 def test_baselines_have_the_arguments_of_their_first_release(
-    benchmark: str, method: str, size: int, expected: tuple[float, int, int]
+    name: str, method: str, size: int, expected: tuple[float, int, int]
 ) -> None:
-    config = paper_config(benchmark, method, size)
+    config = paper_config(name, method, size)
     assert (config.learner.lr, config.stream.batch_size, config.stream.epochs) == expected
 
 

@@ -78,17 +78,30 @@ def test_one_image_is_learned_from_where_nothing_needs_two(
     assert (learner.steps, len(learner.memory)) == (3, 3)
 
 
-def test_nothing_is_replayed_while_the_memory_is_too_small_for_batch_norm(
+def test_a_memory_too_small_for_batch_norm_is_refused(make_learner: MakeLearner) -> None:
+    with pytest.raises(TenfoldError, match="draws at least 2 images from memory"):
+        make_learner("CoCa", memory_size=1)
+
+
+def test_nothing_is_replayed_while_the_memory_holds_one_image(
     make_learner: MakeLearner, small_sets: Any
 ) -> None:
-    learner = make_learner("CoCa", memory_size=1)
-    for start in range(0, 24, 8):
-        learner.observe(
-            small_sets.train.images[start : start + 8], small_sets.train.labels[start : start + 8]
-        )
+    learner = make_learner("ER", "resnet18")
+    learner.memory.insert({"images": small_sets.train.images[:1], "labels": small_sets.train.labels[:1]})
     batch = learner.prepare(small_sets.train.images[:8], small_sets.train.labels[:8])
     assert batch.draws == ()
-    assert len(learner.memory) == 1
+
+
+def test_gem_leaves_out_only_the_task_of_which_one_image_is_left(
+    make_learner: MakeLearner, small_sets: Any
+) -> None:
+    learner = make_learner("GEM", "resnet18", memory_size=6)
+    for classes, count in (((0, 1), 20), ((2, 3), 1)):
+        task = small_sets.train.of_classes(classes)
+        learner.begin_task(classes)
+        learner.end_task(task.images[:count], task.labels[:count])
+    batch = learner.prepare(small_sets.train.images[:8], small_sets.train.labels[:8])
+    assert [len(draw.labels) for draw in batch.draws] == [3]
 
 
 def test_views_are_made_of_the_stream_and_the_second_draw(make_learner: MakeLearner, small_sets: Any) -> None:

@@ -174,7 +174,9 @@ def test_a_loaded_reservoir_shares_nothing_with_the_one_it_came_from() -> None:
 
 
 def test_a_reservoir_of_another_size_is_refused() -> None:
-    with pytest.raises(TenfoldError, match=r"^the stored memory has 12 slots, not 11$"):
+    with pytest.raises(
+        TenfoldError, match=r"^the stored memory is for 12 images, not 11; make one of that size$"
+    ):
         ReservoirMemory(11).load_state_dict(filled(12, 50).state_dict())
 
 

@@ -21,7 +21,7 @@ from tenfold.coca.methods import METHODS, StepBatch, coca_step_loss
 from tenfold.coca.methods.fdr import function_distance
 from tenfold.coca.methods.gradient_projection import project, project_onto_cone
 from tenfold.coca.methods.icarl import herd
-from tenfold.coca.methods.ocd_net import OcdNet
+from tenfold.coca.methods.ocd_net import OcdNet, contrastive_distillation_loss, response_distillation_loss
 from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 
 MakeLearner = Callable[..., Learner]
@@ -250,6 +250,17 @@ def test_gem_finds_the_nearest_gradient_in_the_cone() -> None:
     np.testing.assert_allclose(projected.numpy(), found.x, atol=5e-3)
 
 
+def test_gem_survives_references_that_repeat_or_overflow() -> None:
+    reference = 30 * torch.ones(1, 50)
+    repeated = reference.repeat(10, 1) + 1e-6 * torch.randn(
+        10, 50, generator=torch.Generator().manual_seed(0)
+    )
+    projected = project_onto_cone(-reference[0] + torch.arange(50), repeated)
+    assert float(projected @ reference[0]) > -1e-2 * float(reference.norm() ** 2)
+    overflowed = torch.full((2, 3), torch.inf)
+    assert torch.equal(project_onto_cone(torch.ones(3), overflowed), torch.ones(3))
+
+
 def test_gem_keeps_a_gradient_in_the_cone() -> None:
     gradient = torch.tensor([1.0, 1.0])
     assert torch.equal(project_onto_cone(gradient, torch.eye(2), 0.5), gradient)
@@ -318,6 +329,27 @@ def test_the_teacher_of_ocd_net_averages_the_network(make_learner: MakeLearner, 
     teacher = learner.method._teacher.classifier.weight
     mean = (start + weights(learner)["classifier.weight"]) / 2  # momentum of the first step is 1 - 1/2
     torch.testing.assert_close(teacher, mean)
+
+
+def test_ocd_net_predicts_with_its_teacher(make_learner: MakeLearner, small_sets: Any) -> None:
+    learner = make_learner("OCD-Net", teacher_update_rate=0.0)
+    before = learner.predict(small_sets.test.images)
+    feed(learner, small_sets.train)
+    assert torch.equal(learner.predict(small_sets.test.images), before)
+
+
+def test_images_whose_label_the_teacher_doubts_are_imitated_less() -> None:
+    outputs, labels = torch.zeros(1, 2), torch.tensor([0])
+    sure = response_distillation_loss(outputs, torch.tensor([[5.0, -5.0]]), labels)
+    unsure = response_distillation_loss(outputs, torch.tensor([[-5.0, 5.0]]), labels)
+    assert float(sure) == pytest.approx(float(25 * torch.sigmoid(torch.tensor(10.0))))
+    assert float(unsure) < 0.01
+
+
+def test_contrastive_distillation_includes_the_image_itself() -> None:
+    sphere = torch.eye(3)
+    loss = contrastive_distillation_loss(sphere, sphere, torch.arange(3), 0.5)
+    assert float(loss) == pytest.approx(float(torch.log(torch.exp(torch.tensor(2.0)) + 2) - 2))
 
 
 def test_a_teacher_that_is_never_updated_stays_as_it_was(make_learner: MakeLearner, small_sets: Any) -> None:

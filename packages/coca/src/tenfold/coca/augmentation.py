@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class Preprocessing:
     crop_padding: int = 0
     """Black pixels around an image before a crop of its own size is taken at random; 0 leaves it."""
     flip: bool = False
-    """Mirror every other image."""
+    """Mirror each image with probability one half."""
 
     @property
     def is_random(self) -> bool:
@@ -32,9 +33,7 @@ class Preprocessing:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Bytes [N, channels, H, W] to normalised floats of the same shape."""
-        shape = (1, -1, 1, 1)
-        mean = images.new_tensor(self.mean, dtype=torch.float32).view(shape)
-        std = images.new_tensor(self.std, dtype=torch.float32).view(shape)
+        mean, std = _channel_statistics(self.mean, self.std, images.device)
         return (images.float() / self.scale - mean) / std
 
     def draw(self, size: int, generator: np.random.RandomState) -> np.ndarray:
@@ -66,3 +65,12 @@ class Preprocessing:
         which = torch.arange(len(images), device=images.device)[:, None, None]
         cropped = padded.movedim(1, -1)[which, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
         return self.normalize(cropped)
+
+
+@cache
+def _channel_statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both as [1, channels, 1, 1]; kept, because copying them to a device anew would make the host wait each time."""
+    both = torch.tensor([mean, std], dtype=torch.float32, device=device)
+    return both[0].view(1, -1, 1, 1), both[1].view(1, -1, 1, 1)

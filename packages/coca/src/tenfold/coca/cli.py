@@ -113,9 +113,11 @@ class Train:
     """Only warnings and errors."""
 
     def run(self) -> int:
-        stream = make_stream(self.stream, _data_root(self.data_root), self.download)
-        fabric = launch_fabric(self.accelerator)
         config = TrainConfig(self.learner, self.stream, self.network)
+        if self.stream.seed is None:
+            config = config.with_stream_seed(self.seed)
+        stream = make_stream(config.stream, _data_root(self.data_root), self.download)
+        fabric = launch_fabric(self.accelerator)
         record = {**plain(config), "seed": self.seed}
         slug = self.learner.method.lower().replace("++", "pp")
         name = f"{stream.name}-{slug}-{config_hash(record)[:8]}"
@@ -128,7 +130,9 @@ class Train:
         started = time.monotonic()
         with run:
             learned = learn_stream(stream, config, self.seed, fabric, run, self.accelerator.compile)
-            path = run.save_artifact("model.pt", {**learned.learner.artifact(), "stream": plain(self.stream)})
+            path = run.save_artifact(
+                "model.pt", {**learned.learner.artifact(), "stream": plain(config.stream)}
+            )
             draw_outcome(run, learned, self.learner.method)
             finish(run, learned, stream, started)
         logger.info("learner in %s", path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tenfold.coca.losses import Diagonal
@@ -61,7 +61,7 @@ class LearnerConfig:
     memory_batch_size: int = 32
     """m: images of one draw from memory."""
     alpha: float = 0.1
-    """Weight of distillation: DER, DER++, FDR, CoCa."""
+    """Weight of distillation: DER, DER++, CoCa, OCD-Net."""
     beta: float = 0.5
     """Weight of the cross-entropy on remembered images: DER++, CoCa, OCD-Net."""
     gamma: float = 0.01
@@ -79,13 +79,13 @@ class LearnerConfig:
     temperature: float = 0.07
     """CoCa, OCD-Net: tau of the contrastive loss."""
     views: ViewKind = "zoom-rotate"
-    """CoCa, OCD-Net: 4 ways (zoom-rotate), 16 (scale-rotate, for 64 pixels), or 4 without zoom (rotate)."""
+    """CoCa, OCD-Net: 4 ways (zoom-rotate), 16 (scale-rotate, for 64 pixels), or 4 without zoom (rotate, for MNIST)."""
     task_boundaries: bool = False
     """CoCa: the variant that is told where tasks end, of which the authors published code."""
     merge_draws: bool = False
     """CoCa: stream and both draws in one pass, which share their batch statistics; faster, and another method."""
     half_logits: bool = False
-    """Keep logits in half precision in the memory."""
+    """Keep logits in half precision in a reservoir."""
     gem_margin: float = 0.5
     """GEM: how far past orthogonal the gradient is turned."""
     teacher_momentum: float = 0.999
@@ -165,8 +165,9 @@ class StreamConfig:
     """Blurry streams: share of the classes that occur in one phase only."""
     blur: float = 0.1
     """Blurry streams: share of the other classes' images that come outside their phase."""
-    seed: int = 0
-    """Of what the benchmark itself draws: permutations, rotations, the validation images. The same for all runs."""
+    seed: int | None = None
+    """Of what the benchmark itself draws: permutations, rotations, the order of MNIST-360, blurred phases. By default
+    the run's seed."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.epochs < 1 or (self.batches_per_epoch or 1) < 1:
@@ -186,3 +187,7 @@ class TrainConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+
+    def with_stream_seed(self, seed: int) -> TrainConfig:
+        """The same, with a seed for what the benchmark draws."""
+        return replace(self, stream=replace(self.stream, seed=seed))

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
-from tenfold.coca.config import StreamConfig
+from tenfold.coca.config import StreamConfig, TrainConfig
 from tenfold.coca.figures import draw_accuracy_matrix, draw_gains, draw_memory, draw_methods
 from tenfold.coca.learner import launch_fabric
 from tenfold.coca.paired import paired_difference
@@ -76,6 +76,12 @@ class Suite:
         """A stream, on the CPU."""
         return _made_stream(config, self.data_root, self.download)
 
+    def train_config(self, job: LearnJob) -> TrainConfig:
+        """The settings of one run; what a benchmark draws follows the run's seed."""
+        # Any row of the table of hyperparameters will do for methods without memory.
+        config = self.profile.train_config(job.method, job.memory_size or self.profile.memory_sizes[0])
+        return config if config.stream.seed is not None else config.with_stream_seed(job.seed)
+
     def jobs_of(self, memory_size: int) -> list[LearnJob]:
         """The runs that are compared at one memory size; those without memory belong to every one."""
         return [
@@ -99,14 +105,10 @@ class Suite:
         slug = job.method.lower().replace("w/o", "without").replace("++", "pp").replace(" ", "-")
         name = f"{dataset}-{slug}" + (f"-{job.memory_size}" if job.memory_size else "")
         key = RunKey(PAPER, self.name, name, job.seed, dataset, setting, job.method)
-        config = {**plain(self.profile.train_config(job.method, self._row_size(job))), "seed": job.seed}
+        config = {**plain(self.train_config(job)), "seed": job.seed}
         return Run(
             self.output, key, config, "step", self.checkpoint_seconds, is_writer=self.fabric.is_global_zero
         )
-
-    def _row_size(self, job: LearnJob) -> int:
-        """Memory size in the table of hyperparameters; any row will do for methods without memory."""
-        return job.memory_size or self.profile.memory_sizes[0]
 
 
 def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> list[dict[str, Any]]:
@@ -126,8 +128,9 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
     if suite.fabric.world_size > 1:
         workers = 1
     stages = all_jobs(suite)
-    for config in {_stream_config(suite, job) for job in stages[0] if isinstance(job, LearnJob)}:
-        suite.stream(config)  # what is missing is said before anything is done
+    suite.stream(
+        suite.train_config(suite.jobs_of(suite.profile.memory_sizes[0])[0]).stream
+    )  # says what is missing
     if suite.force and suite.fabric.is_global_zero:
         for stage in stages:
             for job in stage:
@@ -169,7 +172,7 @@ def do(suite: Suite, job: Job) -> None:
 
 def run_learner(suite: Suite, job: LearnJob) -> None:
     """Learn the stream, keep the learner, and draw its accuracy matrix and memory for the first seed."""
-    config = suite.profile.train_config(job.method, suite._row_size(job))
+    config = suite.train_config(job)
     stream = suite.stream(config.stream)
     started = time.monotonic()
     with suite.run(job) as run:
@@ -243,11 +246,7 @@ def run_comparison(suite: Suite, job: ComparisonJob) -> None:
         run.finish(found)
 
 
-def _stream_config(suite: Suite, job: LearnJob) -> StreamConfig:
-    return suite.profile.train_config(job.method, suite._row_size(job)).stream
-
-
-@cache
+@lru_cache(maxsize=2)
 def _made_stream(config: StreamConfig, root: Path | None, download: bool) -> Stream:
     return make_stream(config, root, download)
 

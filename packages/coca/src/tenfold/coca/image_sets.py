@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -79,7 +80,12 @@ def load_image_sets(name: str, root: Path | None = None, download: bool = False)
     """
     if name not in LOADERS:
         raise TenfoldError(f"unknown data set {name!r}; choose one of {', '.join(LOADERS)}")
-    return LOADERS[name](root or Path("data"), download)
+    try:
+        return LOADERS[name](root or Path("data"), download)
+    except FileNotFoundError as error:
+        raise TenfoldError(
+            f"{NAMES.get(name, name)} lacks the file {error.filename}; fetch or unpack the set again"
+        ) from error
 
 
 def _digits(root: Path, download: bool) -> TrainTest:
@@ -118,9 +124,9 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
             raise ValueError
         values = np.frombuffer(content, dtype=np.uint8, offset=header.nbytes)
         return torch.from_numpy(values.reshape(header[1:]).copy())
-    except FileNotFoundError as error:
-        raise TenfoldError(f"MNIST lacks the file {path.name} in {path.parent}; put it there") from error
-    except (OSError, EOFError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise TenfoldError(f"{path} is damaged; fetch it again") from error
 
 
@@ -225,6 +231,8 @@ def _read_jpegs(path: Path) -> ImageSet:
                 labels.append(CIFAR_CLASSES.index(member.name.split("/")[-2]))
     return ImageSet(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
 
+
+NAMES = {"mnist": "MNIST", "tiny-imagenet": "Tiny ImageNet", "cifar-10-mosaic": "the sheets of CIFAR-10"}
 
 LOADERS: dict[str, Callable[[Path, bool], TrainTest]] = {
     "digits": cache(_digits),

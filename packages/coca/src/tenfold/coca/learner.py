@@ -28,7 +28,6 @@ from tenfold.coca.pretext_views import draw_boxes, draw_pretext_labels, view_cla
 from tenfold.shared.accelerator import AcceleratorConfig, channels_last, make_fabric
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import load_checkpoint, plain, save_atomically
-from tenfold.shared.seeding import seed_everything
 
 
 def launch_fabric(config: AcceleratorConfig) -> Fabric:
@@ -87,22 +86,25 @@ class Learner:
         kind = METHODS[config.method]
         if kind.makes_views(config) and image_shape[1] != image_shape[2]:
             raise TenfoldError("views are turned by quarters and need square images")
-        seed_everything(seed)
-        model = build_model(
-            self.network_config.name,
-            num_classes,
-            self.network_config.width,
-            view_classes(config.views),
-            self.network_config.projection_dim,
-            image_shape,
-            self.network_config.hidden,
-            self.network_config.classifier_bias,
-            self.network_config.init,
-        )
+        if not 0 <= seed < 2**32:
+            raise TenfoldError(f"a seed is a whole number from 0 to {2**32 - 1}, not {seed}")
+        with torch.random.fork_rng(devices=[]):  # the caller's generators stay as they are
+            torch.manual_seed(seed)
+            model = build_model(
+                self.network_config.name,
+                num_classes,
+                self.network_config.width,
+                view_classes(config.views),
+                self.network_config.projection_dim,
+                image_shape,
+                self.network_config.hidden,
+                self.network_config.classifier_bias,
+                self.network_config.init,
+            )
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model = channels_last(model, fabric.device)
-        self.method = kind(model, config, fabric, compile_network)
+        self.method = kind(model, config, fabric, seed, compile_network)
         self.network = model
         # Each purpose draws from a generator of its own, so that one method's needs do not shift another's draws.
         self._crop_rng, self._view_rng, memory_rng = (
@@ -120,7 +122,13 @@ class Learner:
         self.images_seen = 0
         """Images that came, those that were skipped included."""
         self._task_classes: Tensor | None = None
-        self._seen_classes = torch.zeros(num_classes, dtype=torch.bool)
+        self._seen_classes = torch.zeros(num_classes, dtype=torch.bool, device=self.device)
+        fewest = self.smallest_batch * fabric.world_size
+        if self.memory is not None and min(config.memory_size, config.memory_batch_size) < fewest:
+            raise TenfoldError(
+                f"{config.method} with this network draws at least {fewest} images from memory, "
+                f"{self.smallest_batch} for each process; raise --memory-size or --memory-batch-size"
+            )
 
     # -- learning --------------------------------------------------------------------------------------
 
@@ -154,6 +162,8 @@ class Learner:
             if self.method.stores_logits:
                 items["logits"] = self._whole(logits)
             self.memory.insert(items)
+        if world > 1 and self.device.type == "cpu":
+            self._average_buffers()
 
     def begin_task(self, classes: Iterable[int]) -> None:
         """Tell which classes come next; only methods with task boundaries listen.
@@ -166,8 +176,8 @@ class Learner:
             if not 0 <= label < self.num_classes:
                 raise TenfoldError(f"there is no class {label}; this learner was made for {self.num_classes}")
             members[label] = True
-        self._task_classes = members
-        self._seen_classes = self._seen_classes | members
+        self._task_classes = members.to(self.device)
+        self._seen_classes = self._seen_classes | self._task_classes
 
     def end_task(self, images: Tensor, labels: Tensor) -> None:
         """Tell that a task has ended, with all its images; only methods with task boundaries listen."""
@@ -212,8 +222,8 @@ class Learner:
             tuple(self._replay(slots) for slots in draws),
             pretext_labels,
             boxes,
-            self._task_classes.to(self.device) if needs_classes and self._task_classes is not None else None,
-            self._seen_classes.to(self.device) if needs_classes else None,
+            self._task_classes if needs_classes else None,
+            self._seen_classes if needs_classes else None,
         )
 
     def _draws(self) -> list[np.ndarray]:
@@ -223,7 +233,8 @@ class Learner:
         world = self.fabric.world_size
         draws = self.method.draw_slots(self.memory, self.config.memory_batch_size)
         draws = [slots[: len(slots) // world * world] for slots in draws]
-        return [] if any(len(slots) < self.smallest_batch * world for slots in draws) else draws
+        draws = [slots for slots in draws if len(slots) >= self.smallest_batch * world]
+        return draws if len(draws) >= self.method.draws else []
 
     def _replay(self, slots: np.ndarray) -> Replay:
         assert self.memory is not None
@@ -249,6 +260,16 @@ class Learner:
         gathered = self.fabric.all_gather(local)
         assert isinstance(gathered, Tensor)
         return gathered.transpose(0, 1).flatten(0, 1)
+
+    @torch.no_grad()
+    def _average_buffers(self) -> None:
+        """Give all processes the same running statistics; on GPUs synchronised batch norm does that."""
+        for network in self.method.networks():
+            for buffer in network.buffers():
+                if buffer.is_floating_point():
+                    mean = self.fabric.all_reduce(buffer, reduce_op="mean")
+                    assert isinstance(mean, Tensor)
+                    buffer.copy_(mean)
 
     def check(self, images: Tensor, labels: Tensor) -> None:
         """Whether a batch is one for this learner.
@@ -326,7 +347,9 @@ class Learner:
         restore_generator(self._crop_rng, state["crop_rng"])
         restore_generator(self._view_rng, state["view_rng"])
         self.steps, self.images_seen = state["steps"], state["images_seen"]
-        self._task_classes, self._seen_classes = state["task_classes"], state["seen_classes"]
+        told = state["task_classes"]
+        self._task_classes = None if told is None else told.to(self.device)
+        self._seen_classes = state["seen_classes"].to(self.device)
 
     def artifact(self) -> dict[str, Any]:
         """A checkpoint that :meth:`load` reads without being told anything."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, mse_loss
 
+from tenfold.shared.logging import TenfoldError
+
 Diagonal = float | Literal["mask"]
 
 
@@ -120,9 +122,14 @@ def collaborative_distillation_loss(
         gamma: weight of the ensemble in the target.
         diagonal: of :func:`relation_affinity`.
         affinity_temperature: of :func:`relation_affinity`.
+
+    Raises:
+        TenfoldError: projections are needed and not there.
     """
-    if gamma == 0 or projection is None:
+    if gamma == 0:
         return mse_loss(outputs, reserved)
+    if projection is None:
+        raise TenfoldError("collaborative distillation needs projections, unless gamma is 0")
     ensemble = ensemble_outputs(outputs.detach(), projection.detach(), omega, diagonal, affinity_temperature)
     return mse_loss(outputs, (1 - gamma) * reserved + gamma * ensemble)
 

@@ -105,7 +105,7 @@ class ReservoirMemory:
         return {
             "size": self.size,
             "seen": self.seen,
-            "fields": dict(self._fields),
+            "fields": {name: field.clone() for name, field in self._fields.items()},
             "rng": generator_state(self._rng),
         }
 
@@ -115,10 +115,9 @@ class ReservoirMemory:
         Raises:
             TenfoldError: it was of a memory of another size.
         """
-        if state["size"] != self.size:
-            raise TenfoldError(f"the stored memory has {state['size']} slots, not {self.size}")
+        _check_size(state["size"], self.size)
         self.seen = state["seen"]
-        self._fields = {name: field.to(self._device) for name, field in state["fields"].items()}
+        self._fields = {name: field.to(self._device, copy=True) for name, field in state["fields"].items()}
         restore_generator(self._rng, state["rng"])
 
 
@@ -144,12 +143,13 @@ class TaskMemory:
         self._device = torch.device(device)
         self.parts: list[dict[str, Tensor]] = []
         """The fields of each task's images, most important first."""
+        self._whole: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return sum(len(part["labels"]) for part in self.parts)
 
     def __getitem__(self, field: str) -> Tensor:
-        return torch.cat([part[field] for part in self.parts])
+        return self._whole[field]
 
     @property
     def share(self) -> int:
@@ -169,7 +169,7 @@ class TaskMemory:
         """Shorten every part to the new share, and add a task's images, at most as many."""
         share = self.share
         kept = [{name: field[:share] for name, field in part.items()} for part in self.parts]
-        self.parts = [*kept, {name: field[:share].to(self._device) for name, field in items.items()}]
+        self._set_parts([*kept, {name: field[:share].to(self._device) for name, field in items.items()}])
 
     def draw_slots(self, count: int) -> np.ndarray:
         """Different places at random; fewer than asked where there are fewer."""
@@ -178,16 +178,32 @@ class TaskMemory:
     def take(self, slots: np.ndarray) -> dict[str, Tensor]:
         """The items at some places, counted through all parts."""
         index = host_to_device(slots, self._device)
-        return {name: self[name][index] for name in self.parts[0]}
+        return {name: field[index] for name, field in self._whole.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"size": self.size, "parts": self.parts, "rng": generator_state(self.rng)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.parts = [
-            {name: field.to(self._device) for name, field in part.items()} for part in state["parts"]
-        ]
+        """Put back what :meth:`state_dict` gave.
+
+        Raises:
+            TenfoldError: it was of a memory of another size.
+        """
+        _check_size(state["size"], self.size)
+        self._set_parts(
+            [{name: field.to(self._device) for name, field in part.items()} for part in state["parts"]]
+        )
         restore_generator(self.rng, state["rng"])
+
+    def _set_parts(self, parts: list[dict[str, Tensor]]) -> None:
+        self.parts = parts
+        names = parts[0] if parts else {}
+        self._whole = {name: torch.cat([part[name] for part in parts]) for name in names}
+
+
+def _check_size(stored: int, size: int) -> None:
+    if stored != size:
+        raise TenfoldError(f"the stored memory is for {stored} images, not {size}; make one of that size")
 
 
 def host_to_device(values: np.ndarray, device: torch.device) -> Tensor:

@@ -77,7 +77,7 @@ def forgetting(
     if definition == "trained-only":
         best = [matrix[i:, i].max() for i in range(len(matrix) - 1)]
     elif definition == "official":
-        best = [max(matrix[max(i - 1, 0) :, i].max(), 0.0) for i in range(len(matrix) - 1)]
+        best = list(np.nan_to_num(matrix).max(axis=0)[:-1])
     else:
         raise TenfoldError(f"unknown definition {definition!r}; choose trained-only or official")
     return _mean(np.asarray(best) - matrix[-1, :-1])
@@ -97,9 +97,11 @@ def class_task_accuracy(
         Over all classes; and with the classes of other tasks left out.
 
     Raises:
-        TenfoldError: a label belongs to no task, or a task has no image.
+        TenfoldError: the classes cannot be divided evenly, a label belongs to no task, or a task has no image.
     """
     num_classes = logits.shape[1]
+    if isinstance(classes_per_task, int) and num_classes % classes_per_task:
+        raise TenfoldError(f"{num_classes} classes cannot be split into tasks of {classes_per_task}")
     if isinstance(classes_per_task, int):
         starts = range(0, num_classes, classes_per_task)
         classes_per_task = [range(start, start + classes_per_task) for start in starts]
@@ -120,7 +122,13 @@ def class_task_accuracy(
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Per cent of images whose largest logit is their label's."""
+    """Per cent of images whose largest logit is their label's.
+
+    Raises:
+        TenfoldError: there is no image.
+    """
+    if len(labels) == 0:
+        raise TenfoldError("a test set has no image; give each task's classes some")
     predicted = logits.argmax(dim=1)
     return 100 * float(multiclass_accuracy(predicted, labels, num_classes=logits.shape[1], average="micro"))
 

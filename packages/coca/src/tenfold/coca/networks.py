@@ -72,8 +72,8 @@ class ContinualNetwork(nn.Module):
         return NetworkOutput(
             self.classifier(features) if "logits" in wanted else None,
             self.pretext_head(features) if "pretext" in wanted else None,
-            normalize(self.projection_head(features)) if "projection" in wanted else None,
-            normalize(features) if "embedding" in wanted else None,
+            normalize(self.projection_head(features).float()) if "projection" in wanted else None,
+            normalize(features.float()) if "embedding" in wanted else None,
         )
 
     @property

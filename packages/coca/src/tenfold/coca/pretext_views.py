@@ -17,7 +17,7 @@ from tenfold.shared.logging import TenfoldError
 
 ViewKind = Literal["zoom-rotate", "scale-rotate", "rotate"]
 ZOOM_AREA = 0.665
-"""Middle of the area fractions (0.66 to 0.67) that the authors draw from; at 32 and 64 pixels all give one size."""
+"""Middle of the area fractions (0.66 to 0.67) that the authors draw from; we round to one size, 26 of 32, 52 of 64."""
 
 
 def view_classes(kind: ViewKind) -> int:

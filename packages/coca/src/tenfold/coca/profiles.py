@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tenfold.coca.config import LearnerConfig, NetworkConfig, StreamConfig, TrainConfig
-from tenfold.coca.hyperparameters import BENCHMARKS, VARIANTS, paper_config
+from tenfold.coca.hyperparameters import BENCHMARKS, OCD_NET, VARIANTS, paper_config
 
 _ALL = (
     *("JOINT", "SGD", "ER", "ER-ACE", "A-GEM", "A-GEM-R", "GEM", "iCaRL", "FDR", "DER", "DER++", "OCD-Net"),
@@ -51,6 +51,7 @@ class Profile:
                 "method": base,
                 "memory_size": memory_size if stores else 0,
                 **self.learner,
+                **(OCD_NET if base == "OCD-Net" else {}),
                 **changes,
             }
             config = TrainConfig(LearnerConfig(**settings), self.stream, self.network)

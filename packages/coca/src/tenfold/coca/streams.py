@@ -203,8 +203,8 @@ def blurry_stream(
     return Stream(name, "class", segments, tests, classes, num_classes, preprocessing, has_boundaries=False)
 
 
-def hold_out(sets: TrainTest, seed: int, share: float = 0.1) -> tuple[ImageSet, ImageSet]:
-    """The training images without a random share, and that share."""
+def hold_out(sets: TrainTest, seed: int = 0, share: float = 0.1) -> tuple[ImageSet, ImageSet]:
+    """The training images without a random share, and that share; the same for every run."""
     order = torch.randperm(len(sets.train), generator=torch.Generator().manual_seed(seed))
     held = round(share * len(sets.train))
     return sets.train[order[held:].sort().values], sets.train[order[:held].sort().values]
@@ -213,10 +213,10 @@ def hold_out(sets: TrainTest, seed: int, share: float = 0.1) -> tuple[ImageSet, 
 def _load(dataset: str, config: StreamConfig, root: Path | None, download: bool) -> TrainTest:
     sets = load_image_sets(dataset, root, download)
     if dataset == "cifar-10-mosaic":
-        train, held = hold_out(sets, config.seed)
+        train, held = hold_out(sets)
         return TrainTest(train, sets.test, {**sets.further_tests, "held_out": held})
     if config.validation:
-        train, held = hold_out(sets, config.seed)
+        train, held = hold_out(sets)
         return TrainTest(train, held, {})
     return sets
 
@@ -235,14 +235,14 @@ def _blurry(
     sets = _load(dataset, config, root, download)
     tasks = max(_num_classes(sets.train) // (config.classes_per_task or classes_per_task), 1)
     return blurry_stream(
-        config.name, sets, tasks, PREPROCESSING[dataset], config.disjoint, config.blur, config.seed
+        config.name, sets, tasks, PREPROCESSING[dataset], config.disjoint, config.blur, config.seed or 0
     )
 
 
 def _permuted_mnist(config: StreamConfig, root: Path | None, download: bool) -> Stream:
     """20 tasks, each with the pixels in another random order."""
     sets = _load("mnist", config, root, download)
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed or 0)
     orders = [torch.randperm(28 * 28, generator=generator) for _ in range(20)]
 
     def permute(order: Tensor, images: Tensor) -> Tensor:
@@ -256,14 +256,14 @@ def _permuted_mnist(config: StreamConfig, root: Path | None, download: bool) -> 
 def _rotated_mnist(config: StreamConfig, root: Path | None, download: bool) -> Stream:
     """20 tasks, each turned by another angle between 0 and 180 degrees."""
     sets = _load("mnist", config, root, download)
-    angles = 180 * torch.rand(20, generator=torch.Generator().manual_seed(config.seed))
+    angles = 180 * torch.rand(20, generator=torch.Generator().manual_seed(config.seed or 0))
     changes = [partial(rotate_images, degrees=angle) for angle in angles]
     return domain_stream(config.name, sets, changes, PREPROCESSING["mnist"])
 
 
 def _mnist_360(config: StreamConfig, root: Path | None, download: bool) -> Stream:
     sets = _load("mnist", config, root, download)
-    served = serve_training(sets.train, config.batch_size, config.replacement, config.seed)
+    served = serve_training(sets.train, config.batch_size, config.replacement, config.seed or 0)
     classes = tuple(range(DIGITS))
     segment = Segment(served.images, classes, served.batch_sizes)
     return Stream(

@@ -157,7 +157,10 @@ def stream_metrics(learned: Learned, stream: Stream) -> dict[str, float]:
         metrics |= {
             f"{kind}_incremental": average_incremental_accuracy(rows),
             f"{kind}_forgetting": forgetting(rows),
-            f"{kind}_forgetting_official": forgetting(rows, "official"),
+            # The authors measure the task that comes next, and none beyond it.
+            f"{kind}_forgetting_official": forgetting(
+                [row[: task + 2] for task, row in enumerate(rows)], "official"
+            ),
             f"{kind}_backward_transfer": backward_transfer(rows),
             f"{kind}_forward_transfer": forward_transfer(rows, learned.untrained[kind]),
         }

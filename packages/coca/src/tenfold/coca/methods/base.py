@@ -59,6 +59,7 @@ class Method:
         network: on any device; the method trains it in place.
         config: the learner's settings.
         fabric: launched.
+        seed: of what the method itself draws.
         compile_network: compile it with torch.compile.
     """
 
@@ -76,10 +77,12 @@ class Method:
         network: ContinualNetwork,
         config: LearnerConfig,
         fabric: Fabric,
+        seed: int = 0,
         compile_network: bool = False,
     ) -> None:
         self.config = config
         self.fabric = fabric
+        self.seed = seed
         self.network = network
         for name, head in (("pretext", network.pretext_head), ("projection", network.projection_head)):
             head.requires_grad_(name in self.trained_heads(config))
@@ -111,6 +114,10 @@ class Method:
         """One step of learning; returns the stream's logits [B, C] from before it, without gradient."""
         raise NotImplementedError
 
+    def networks(self) -> tuple[ContinualNetwork, ...]:
+        """All networks whose batch norm follows the training images."""
+        return (self.network,)
+
     def end_task(self, memory: Memory, images: Tensor, labels: Tensor, preprocessing: Preprocessing) -> None:
         """A task has ended; its images [N, channels, H, W] (bytes) and labels [N] may go to the memory."""
 
@@ -136,8 +143,9 @@ class Method:
         """Put back what :meth:`state_dict` gave."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self._loss_sum = state["loss"]["sum"].to(self.fabric.device)
+        if state["precision"]:  # a run in another precision has no loss scale to pass on
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self._loss_sum = state["loss"]["sum"].to(self.fabric.device, copy=True)
         self._loss_steps = state["loss"]["steps"]
 
     def read_loss(self) -> tuple[float, int]:

@@ -109,20 +109,24 @@ def project_onto_cone(gradient: Tensor, references: Tensor, margin: float = 0.0)
     """GEM's projection: the nearest vector that has no negative product with any reference.
 
     The dual, min over v >= margin of ||Gᵀ v + g||², is a non-negative least squares problem in v - margin; scipy solves
-    it on the triangular factor of the Gram matrix.
+    it on a square root of the Gram matrix. A gradient that overflowed is returned as it is.
 
     Args:
         gradient: g, [P].
         references: G, [t, P].
         margin: smallest weight of each reference where any of them is violated.
     """
-    if bool((references @ gradient >= 0).all()):
+    both = torch.cat([references, gradient[None]])
+    scale = torch.linalg.vector_norm(both) / len(both) ** 0.5
+    table = ((both / scale) @ (both / scale).t()).double().cpu().numpy()
+    gram, products = table[:-1, :-1], table[:-1, -1]
+    if not np.isfinite(table).all() or (products >= 0).all():
         return gradient
-    gram = (references @ references.t()).double().cpu().numpy()
-    products = (references @ gradient).double().cpu().numpy() + gram @ np.full(len(gram), margin)
-    gram += 1e-3 * np.eye(len(gram))  # as in the reference code, where references repeat each other
-    factor = np.linalg.cholesky(gram)
-    weights, _ = nnls(factor.T, -np.linalg.solve(factor, products))
+    values, vectors = np.linalg.eigh(gram)
+    root = np.sqrt(values.clip(min=1e-3 * max(values.max(), 1e-12)))  # references may repeat each other
+    factor = root[:, None] * vectors.T
+    shifted = vectors.T @ (products + gram @ np.full(len(gram), margin)) / root
+    weights, _ = nnls(factor, -shifted)
     return gradient + references.t() @ references.new_tensor(weights + margin)
 
 

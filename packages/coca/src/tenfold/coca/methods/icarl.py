@@ -40,8 +40,8 @@ class ICarl(Method):
         logits = self.logits(images)
         targets = membership(labels, logits.shape[1]).to(logits.dtype)
         if self._previous is not None:
-            with torch.no_grad():
-                earlier = torch.sigmoid(self._previous(images))
+            with torch.no_grad(), self.fabric.autocast():
+                earlier = torch.sigmoid(self._previous(images).float())
             targets = torch.where(batch.task_classes, targets, earlier)
         per_class = binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=0)
         seen = batch.seen_classes.to(per_class.dtype)
@@ -50,7 +50,7 @@ class ICarl(Method):
 
     def end_task(self, memory: Memory, images: Tensor, labels: Tensor, preprocessing: Preprocessing) -> None:
         assert isinstance(memory, TaskMemory)
-        features = ask_in_chunks(self.network, self._features, images, preprocessing)
+        features = ask_in_chunks(self.fabric, self.network, self._features, images, preprocessing)
         classes = labels.unique().tolist()
         share = max(memory.share // len(classes), 1)
         ranked = []
@@ -67,16 +67,20 @@ class ICarl(Method):
         self._remember_means(memory, preprocessing)
 
     def _remember_means(self, memory: TaskMemory, preprocessing: Preprocessing) -> None:
-        features = ask_in_chunks(self.network, self._features, memory["images"], preprocessing)
+        features = ask_in_chunks(self.fabric, self.network, self._features, memory["images"], preprocessing)
         members = membership(memory["labels"], self.network.num_classes).to(features.dtype)
         counts = members.sum(dim=0)[:, None]
         self._means = torch.where(counts > 0, normalize(members.t() @ features), torch.nan)
 
     def scores(self, images: Tensor) -> Tensor:
-        """Minus the distance to each class's mean of exemplars; -inf for classes without one."""
+        """Minus the distance to each class's mean of exemplars; classes without one come last, in order of their
+        logits.
+        """
+        logits = super().scores(images).float()
         if self._means is None:  # no task has ended
-            return super().scores(images)
-        return -torch.cdist(self._features(images).float(), self._means).nan_to_num(nan=torch.inf)
+            return logits
+        distances = torch.cdist(self._features(images), self._means)
+        return torch.where(distances.isnan(), logits - 1e4, -distances)
 
     def _features(self, images: Tensor) -> Tensor:
         embedding: Tensor = self.network(images, parts=("embedding",)).embedding

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy, log_softmax
 
 from tenfold.coca.config import LearnerConfig
-from tenfold.coca.losses import supervised_contrastive_loss
 from tenfold.coca.memory import generator_state, restore_generator
 from tenfold.coca.methods.base import Method, StepBatch
 from tenfold.coca.methods.coca import self_supervision, with_replay
@@ -21,11 +20,12 @@ from tenfold.coca.networks import ContinualNetwork, Part
 
 
 class OcdNet(Method):
-    """OCD-Net (Li et al., IJCAI 2022), as far as its constants are known to us.
+    """OCD-Net (Li et al., IJCAI 2022).
 
-    The teacher is a running average of the network, updated at random steps. The network imitates its outputs (weight
-    ``alpha``) and its projections (the contrastive loss between the two, same weight) on a draw, whose labels it also
-    learns (weight ``beta``); self-supervision is CoCa's.
+    The teacher is a running average of the network, updated at random steps; it is what predicts. On a draw the network
+    imitates the teacher's outputs, each image as much as the teacher believes its label, and the teacher's projections
+    (both with weight ``alpha``), and learns the labels (weight ``beta``). Self-supervision is CoCa's. As in the
+    authors' code the teacher normalises by the statistics of the draw while the network learns.
     """
 
     draws = 1
@@ -35,12 +35,13 @@ class OcdNet(Method):
         network: ContinualNetwork,
         config: LearnerConfig,
         fabric: Fabric,
+        seed: int = 0,
         compile_network: bool = False,
     ) -> None:
-        super().__init__(network, config, fabric, compile_network)
+        super().__init__(network, config, fabric, seed, compile_network)
         self._teacher = copy.deepcopy(network).requires_grad_(False)
         self._steps = 0
-        self._rng = np.random.RandomState(torch.initial_seed() % 2**32)
+        self._rng = np.random.RandomState(seed)
 
     @classmethod
     def trained_heads(cls, config: LearnerConfig) -> tuple[Part, ...]:
@@ -49,6 +50,9 @@ class OcdNet(Method):
     @classmethod
     def makes_views(cls, config: LearnerConfig) -> bool:
         return config.uses_views
+
+    def networks(self) -> tuple[ContinualNetwork, ...]:
+        return self.network, self._teacher
 
     def observe(self, batch: StepBatch) -> Tensor:
         config = self.config
@@ -60,10 +64,10 @@ class OcdNet(Method):
         if draw is not None:
             replayed = self.ask(draw.images, "logits", "projection")
             assert replayed.logits is not None and replayed.projection is not None
-            with torch.no_grad():
+            with torch.no_grad(), self.fabric.autocast():
                 taught = self._teacher(draw.images, parts=("logits", "projection"))
-            imitation = mse_loss(replayed.logits, taught.logits)
-            imitation = imitation + supervised_contrastive_loss(
+            imitation = response_distillation_loss(replayed.logits, taught.logits.float(), draw.labels)
+            imitation = imitation + contrastive_distillation_loss(
                 self.gather(replayed.projection),
                 self.gather(taught.projection),
                 self.gather(draw.labels),
@@ -78,9 +82,18 @@ class OcdNet(Method):
             weights = {"contrastive": config.contrastive_weight, "pretext": config.pretext_weight}
             for name, term in terms.items():
                 loss = loss + weights[name] * term
+        if not config.uses_contrast:  # several processes expect a gradient of every head, of zero here
+            loss = loss + 0 * projection.sum()
         self.descend(loss)
         self._update_teacher()
         return stream.logits.detach()
+
+    def scores(self, images: Tensor) -> Tensor:
+        """The teacher's logits."""
+        self._teacher.eval()
+        logits: Tensor = self._teacher(images)
+        self._teacher.train()
+        return logits
 
     @torch.no_grad()
     def _update_teacher(self) -> None:
@@ -104,3 +117,25 @@ class OcdNet(Method):
         self._teacher.load_state_dict(state["teacher"])
         self._steps = state["steps"]
         restore_generator(self._rng, state["rng"])
+
+
+def response_distillation_loss(outputs: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
+    """Squared distance of logits [m, C], each image weighted by the teacher's probability of its label [m]."""
+    belief = taught.softmax(dim=1).gather(1, labels[:, None])
+    return (belief * (outputs - taught).square()).mean()
+
+
+def contrastive_distillation_loss(
+    projection: Tensor, taught: Tensor, labels: Tensor, temperature: float
+) -> Tensor:
+    """Each of the teacher's projections draws the network's projections of its class near, its own image's included.
+
+    Args:
+        projection: the network's, [m, P], each of length 1.
+        taught: the teacher's, [m, P], each of length 1.
+        labels: [m].
+        temperature: tau.
+    """
+    log_probabilities = log_softmax(taught @ projection.t() / temperature, dim=1)
+    positives = labels[:, None] == labels
+    return (-log_probabilities.masked_fill(~positives, 0).sum(dim=1) / positives.sum(dim=1)).mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from tenfold.coca.augmentation import Preprocessing
@@ -21,6 +22,7 @@ def add_random_images(memory: TaskMemory, items: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def ask_in_chunks(
+    fabric: Fabric,
     network: nn.Module,
     ask: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -30,6 +32,7 @@ def ask_in_chunks(
     """What a network in evaluation mode says of many images (bytes), without augmentation; its mode is put back."""
     was_training = network.training
     network.eval()
-    answers = [ask(preprocessing.normalize(part)).float() for part in images.split(chunk)]
+    with fabric.autocast():
+        answers = [ask(preprocessing.normalize(part)).float() for part in images.split(chunk)]
     network.train(was_training)
     return torch.cat(answers)
