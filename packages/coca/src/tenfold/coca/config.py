@@ -33,15 +33,15 @@ class NetworkConfig:
     """The network that every method of a comparison shares."""
 
     name: NetworkName = "resnet18"
-    """resnet18 or mlp."""
+    """resnet18, mlp, or convnet (two convolutions with group norm)."""
     width: int = 64
-    """Channels of the ResNet's first stage."""
+    """Channels of the ResNet's first stage, or of the convnet's first layer."""
     hidden: int = 100
-    """Width of the MLP."""
+    """Width of the MLP, or of the convnet's linear layer."""
     projection_dim: int = 64
     """Dimensions of the sphere of the contrastive loss."""
     classifier_bias: bool | None = None
-    """By default none for the ResNet, as in the authors' code, and one for the MLP."""
+    """By default none for the ResNet, as in the authors' code, and one for the others."""
     init: Literal["torch", "xavier"] = "torch"
     """torch's default, or Xavier uniform with zero biases for every linear layer."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,10 +44,10 @@ def draw_memory(images: Tensor, labels: Tensor, ages: Sequence[int], path: Path)
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(2, 1, 1))
-    order = labels.argsort(stable=True)[:200]
+    order = labels.argsort(stable=True)[:400]
     left.imshow(_sheet(images[order]), cmap="gray", interpolation="nearest")
     left.set_axis_off()
-    left.set_title(f"{min(len(labels), 200)} of {len(labels)} images", fontsize=9)
+    left.set_title(f"{min(len(labels), 400)} of {len(labels)} images", fontsize=9)
     counts = np.bincount(labels.numpy())
     middle.bar(np.arange(len(counts)), counts)
     middle.set(xlabel="class", ylabel="images")
@@ -98,9 +99,10 @@ def draw_gains(gains: Mapping[str, tuple[float, float, float]], metric: str, pat
     figure.savefig(path, format="png", dpi=120)
 
 
-def _sheet(images: Tensor, columns: int = 20) -> np.ndarray:
-    """Images side by side; [rows * H, columns * W] or with three channels."""
+def _sheet(images: Tensor) -> np.ndarray:
+    """Images in a square; [rows * H, columns * W] or with three channels."""
     count, channels, height, width = images.shape
+    columns = math.ceil(math.sqrt(count))
     rows = -(-count // columns)
     sheet = np.zeros((rows * columns, height, width, channels), dtype=np.float32)
     sheet[:count] = images.permute(0, 2, 3, 1).float().numpy() / max(float(images.max()), 1)

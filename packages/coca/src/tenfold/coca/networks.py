@@ -1,14 +1,15 @@
 """The networks of CoCa: a backbone, a classifier, and two heads for self-supervision.
 
 The ResNet-18 is the one of the continual learning literature: a 3x3 stem without pooling, for images of 32 or 64
-pixels. The MLP is the one for MNIST. Both classify with one linear layer; the pretext head guesses which transform was
+pixels. The MLP is the one for MNIST. A small convolutional network without batch norm stands for convolutions where
+time is short. All classify with one linear layer; the pretext head guesses which transform was
 applied to an image, the projection head puts images on a sphere on which the contrastive loss works.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from torch.nn.functional import normalize, relu
 from tenfold.shared.logging import TenfoldError
 
 Part = Literal["logits", "pretext", "projection", "embedding"]
-NetworkName = Literal["resnet18", "mlp"]
+NetworkName = Literal["resnet18", "mlp", "convnet"]
+Backbone: TypeAlias = "ResNet18Backbone | MlpBackbone | ConvNetBackbone"
 PARTS: tuple[Part, ...] = ("logits", "pretext", "projection", "embedding")
 
 
@@ -46,7 +48,7 @@ class ContinualNetwork(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNet18Backbone | MlpBackbone,
+        backbone: Backbone,
         classifier: nn.Linear,
         pretext_head: nn.Module,
         projection_head: nn.Module,
@@ -144,6 +146,29 @@ class MlpBackbone(nn.Module):
         return relu(self.fc2(relu(self.fc1(images.flatten(1)))))
 
 
+class ConvNetBackbone(nn.Module):
+    """Two 3x3 convolutions with group norm, the second with stride 2, and a linear layer; [N, channels, S, S] to [N,
+    hidden].
+
+    Nothing in it depends on the batch, which small batches would make noisy.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], width: int = 16, hidden: int = 100) -> None:
+        super().__init__()
+        channels, height, _ = image_shape
+        self.feature_dim = hidden
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
+        self.norm1 = nn.GroupNorm(4, width)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.norm2 = nn.GroupNorm(4, 2 * width)
+        self.fc = nn.Linear(2 * width * math.ceil(height / 2) ** 2, hidden)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = relu(self.norm1(self.conv1(images)))
+        hidden = relu(self.norm2(self.conv2(hidden)))
+        return relu(self.fc(hidden.flatten(1)))
+
+
 def make_head(feature_dim: int, outputs: int, hidden_layers: int) -> nn.Sequential:
     """``hidden_layers`` times linear, batch norm, ReLU; then a linear layer to ``outputs``."""
     layers: list[nn.Module] = []
@@ -166,14 +191,14 @@ def build_model(
     """A network by name, randomly initialised.
 
     Args:
-        name: ``resnet18`` or ``mlp``.
+        name: ``resnet18``, ``mlp`` or ``convnet``.
         num_classes: C.
-        width: of the ResNet's first stage, 64 in the paper.
+        width: of the ResNet's first stage, 64 in the paper; of the convnet's first layer, a multiple of 4.
         pretext_classes: K.
         projection_dim: P; 64 for the ResNet, 32 for the MLP in the authors' code.
         image_shape: (channels, height, width) of its images; by default (3, 32, 32), for the MLP (1, 28, 28).
-        hidden: width of the MLP.
-        classifier_bias: by default none for the ResNet, as in the authors' code, and one for the MLP.
+        hidden: width of the MLP, and of the convnet's linear layer.
+        classifier_bias: by default none for the ResNet, as in the authors' code, and one for the others.
         init: torch's default, or Xavier uniform with zero biases for every linear layer (the authors' MNIST code).
 
     Raises:
@@ -181,17 +206,22 @@ def build_model(
     """
     if min(num_classes, width, pretext_classes, projection_dim, hidden) < 1:
         raise TenfoldError("classes, widths and head sizes of a network are at least 1")
-    backbone: ResNet18Backbone | MlpBackbone
+    backbone: Backbone
     if name == "resnet18":
         backbone = ResNet18Backbone(width, (image_shape or (3, 32, 32))[0])
         hidden_layers = 2
     elif name == "mlp":
         backbone = MlpBackbone(math.prod(image_shape or (1, 28, 28)), hidden)
         hidden_layers = 1
+    elif name == "convnet":
+        if width % 4:
+            raise TenfoldError(f"the width of a convnet is a multiple of 4, not {width}")
+        backbone = ConvNetBackbone(image_shape or (3, 32, 32), width, hidden)
+        hidden_layers = 1
     else:
-        raise TenfoldError(f"unknown network {name!r}; choose resnet18 or mlp")
+        raise TenfoldError(f"unknown network {name!r}; choose resnet18, mlp or convnet")
     feature_dim = backbone.feature_dim
-    bias = (name == "mlp") if classifier_bias is None else classifier_bias
+    bias = (name != "resnet18") if classifier_bias is None else classifier_bias
     network = ContinualNetwork(
         backbone,
         nn.Linear(feature_dim, num_classes, bias=bias),
