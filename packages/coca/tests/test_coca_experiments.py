@@ -213,6 +213,11 @@ def test_quick_is_as_specified() -> None:
     assert (learner.omega, learner.gamma, learner.diagonal, learner.temperature) == (0.1, 0.01, 0.1, 0.07)
     assert (config.network.name, config.network.hidden, config.network.projection_dim) == ("mlp", 100, 32)
     assert len(profile.seeds) == 10
+    (convnet,) = profile.further
+    assert convnet.network.name == "convnet"
+    other = profile.train_config("CoCa", 20, convnet)
+    assert (other.learner.lr, other.learner.memory_size, other.network) == (0.03, 20, convnet.network)
+    assert other.stream == config.stream
 
 
 def test_h100_is_as_specified() -> None:
@@ -226,11 +231,11 @@ def test_h100_is_as_specified() -> None:
 
 def test_runs_without_a_memory_are_done_once_for_all_memory_sizes(tmp_path: Path) -> None:
     learning, comparisons = all_jobs(suite_of("h100", PROFILES["h100"], tmp_path))
-    assert learning.count(LearnJob("SGD", 0, 0)) == 1
+    assert learning.count(LearnJob("", "SGD", 0, 0)) == 1
     assert len(learning) == 2 + 4 * 2
     assert comparisons == []  # one seed cannot be compared in pairs
     quick = all_jobs(suite_of("quick", PROFILES["quick"], tmp_path))
-    assert quick[1] == [ComparisonJob(30)]
+    assert quick[1] == [ComparisonJob("", 30), ComparisonJob("convnet", 20)]
 
 
 # -- paper profiles start ------------------------------------------------------------------------------
@@ -333,8 +338,13 @@ def test_nothing_is_filled_in_for_coca() -> None:
 
 def test_claims_are_about_runs_of_their_profiles() -> None:
     for claim in load_reported("tenfold.coca").claims:
-        profile = PROFILES[claim.profile]
-        assert {claim.better, claim.worse} <= set(profile.methods), claim.id
+        groups = {
+            f"memory {size}" + (f" {group.name}" if group.name else ""): group
+            for group in PROFILES[claim.profile].groups
+            for size in group.memory_sizes
+        }
+        group = groups[claim.setting] if claim.setting else PROFILES[claim.profile].groups[0]
+        assert {claim.better, claim.worse} <= set(group.methods), claim.id
 
 
 def test_figures_are_drawn_for_few_and_many(tmp_path: Path) -> None:

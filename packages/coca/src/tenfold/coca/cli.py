@@ -65,12 +65,17 @@ class Reproduce:
         if self.seeds is not None:
             if not self.seeds or len(set(self.seeds)) < len(self.seeds):
                 raise TenfoldError("give --seeds at least one number, each once")
-            profile = replace(profile, seeds=self.seeds)
+            further = tuple(replace(group, seeds=self.seeds) for group in profile.further)
+            profile = replace(profile, seeds=self.seeds, further=further)
         if self.methods is not None:
             unknown = [method for method in self.methods if method not in profile.methods]
             if unknown or not self.methods:
                 raise TenfoldError(f"--methods takes some of {', '.join(profile.methods)}")
-            profile = replace(profile, methods=self.methods)
+            further = tuple(
+                replace(group, methods=tuple(name for name in group.methods if name in self.methods))
+                for group in profile.further
+            )
+            profile = replace(profile, methods=self.methods, further=further)
         suite = Suite(
             self.profile,
             profile,

@@ -19,7 +19,7 @@ from tenfold.coca.config import StreamConfig, TrainConfig
 from tenfold.coca.figures import draw_accuracy_matrix, draw_gains, draw_memory, draw_methods
 from tenfold.coca.learner import launch_fabric
 from tenfold.coca.paired import paired_difference
-from tenfold.coca.profiles import Profile
+from tenfold.coca.profiles import Group, Profile
 from tenfold.coca.streams import Stream, make_stream
 from tenfold.coca.training import Learned, learn_stream, stream_metrics
 from tenfold.shared.accelerator import AcceleratorConfig
@@ -38,6 +38,8 @@ MAIN_METRICS = ("class_il", "task_il", "domain_il", "accuracy")
 class LearnJob:
     """One method learns the stream once."""
 
+    group: str
+    """Name of a :class:`~tenfold.coca.profiles.Group`; empty for the suite's own methods."""
     method: str
     memory_size: int
     """0 for methods without a memory."""
@@ -46,8 +48,9 @@ class LearnJob:
 
 @dataclass(frozen=True)
 class ComparisonJob:
-    """Compare all methods of one memory size, seed by seed."""
+    """Compare all methods of a group at one memory size, seed by seed."""
 
+    group: str
     memory_size: int
 
 
@@ -78,32 +81,43 @@ class Suite:
 
     def train_config(self, job: LearnJob) -> TrainConfig:
         """The settings of one run; what a benchmark draws follows the run's seed."""
+        group = self.group(job.group)
         # Any row of the table of hyperparameters will do for methods without memory.
-        config = self.profile.train_config(job.method, job.memory_size or self.profile.memory_sizes[0])
+        config = self.profile.train_config(job.method, job.memory_size or group.memory_sizes[0], group)
         return config if config.stream.seed is not None else config.with_stream_seed(job.seed)
 
-    def jobs_of(self, memory_size: int) -> list[LearnJob]:
+    def group(self, name: str) -> Group:
+        """A group of the profile."""
+        return next(group for group in self.profile.groups if group.name == name)
+
+    def jobs_of(self, group: Group, memory_size: int) -> list[LearnJob]:
         """The runs that are compared at one memory size; those without memory belong to every one."""
         return [
-            LearnJob(method, 0 if method in ("SGD", "JOINT") else memory_size, seed)
-            for method in self.profile.methods
-            for seed in self.profile.seeds
+            LearnJob(group.name, method, 0 if method in ("SGD", "JOINT") else memory_size, seed)
+            for method in group.methods
+            for seed in group.seeds
         ]
 
     def run(self, job: Job) -> Run:
         """The record of one job."""
         dataset = self.profile.dataset_name
+        suffix = f" {job.group}" if job.group else ""
         if isinstance(job, ComparisonJob):
             compared = {
                 f"{other.method}, seed {other.seed}": self.run(other).config_hash
-                for other in self.jobs_of(job.memory_size)
+                for other in self.jobs_of(self.group(job.group), job.memory_size)
             }
-            name, setting = f"{dataset}-{job.memory_size}-comparison", f"memory {job.memory_size} comparison"
+            setting = f"memory {job.memory_size}{suffix} comparison"
+            name = f"{dataset}-{setting.removeprefix('memory ').replace(' ', '-')}"
             key = RunKey(PAPER, self.name, name, 0, dataset, setting, "CoCa")
             return Run(self.output, key, {"runs": compared}, is_writer=self.fabric.is_global_zero)
-        setting = f"memory {job.memory_size}" if job.memory_size else "no memory"
+        setting = (f"memory {job.memory_size}" if job.memory_size else "no memory") + suffix
         slug = job.method.lower().replace("w/o", "without").replace("++", "pp").replace(" ", "-")
-        name = f"{dataset}-{slug}" + (f"-{job.memory_size}" if job.memory_size else "")
+        name = (
+            f"{dataset}-{slug}"
+            + (f"-{job.memory_size}" if job.memory_size else "")
+            + suffix.replace(" ", "-")
+        )
         key = RunKey(PAPER, self.name, name, job.seed, dataset, setting, job.method)
         config = {**plain(self.train_config(job)), "seed": job.seed}
         return Run(
@@ -128,9 +142,8 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
     if suite.fabric.world_size > 1:
         workers = 1
     stages = all_jobs(suite)
-    suite.stream(
-        suite.train_config(suite.jobs_of(suite.profile.memory_sizes[0])[0]).stream
-    )  # says what is missing
+    first = next(job for job in stages[0] if isinstance(job, LearnJob))
+    suite.stream(suite.train_config(first).stream)  # what is missing is said before anything is done
     if suite.force and suite.fabric.is_global_zero:
         for stage in stages:
             for job in stage:
@@ -149,11 +162,14 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
 
 def all_jobs(suite: Suite) -> list[list[Job]]:
     """The stages of a suite and their jobs; CoCa, which takes longest, first."""
-    found = dict.fromkeys(job for size in suite.profile.memory_sizes for job in suite.jobs_of(size))
+    sizes = [(group, size) for group in suite.profile.groups for size in group.memory_sizes]
+    found = dict.fromkeys(job for group, size in sizes for job in suite.jobs_of(group, size))
     learning: list[Job] = [*sorted(found, key=lambda job: not job.method.startswith(("CoCa", "OCD")))]
-    comparisons: list[Job] = []
-    if len(suite.profile.seeds) > 1 and "CoCa" in suite.profile.methods:
-        comparisons = [ComparisonJob(size) for size in suite.profile.memory_sizes]
+    comparisons: list[Job] = [
+        ComparisonJob(group.name, size)
+        for group, size in sizes
+        if len(group.seeds) > 1 and "CoCa" in group.methods
+    ]
     return [learning, comparisons]
 
 
@@ -178,7 +194,7 @@ def run_learner(suite: Suite, job: LearnJob) -> None:
     with suite.run(job) as run:
         learned = learn_stream(stream, config, job.seed, suite.fabric, run, suite.accelerator.compile)
         run.save_artifact("model.pt", {**learned.learner.artifact(), "stream": plain(config.stream)})
-        if job.seed == suite.profile.seeds[0]:
+        if job.seed == suite.group(job.group).seeds[0]:
             draw_outcome(run, learned, job.method)
         finish(run, learned, stream, started)
 
@@ -213,7 +229,7 @@ def run_comparison(suite: Suite, job: ComparisonJob) -> None:
         return
     values: dict[str, dict[int, float]] = {}
     metric = ""
-    for other in suite.jobs_of(job.memory_size):
+    for other in suite.jobs_of(suite.group(job.group), job.memory_size):
         metrics = (suite.run(other).result or {})["metrics"]
         metric = next(name for name in MAIN_METRICS if name in metrics)
         if metrics[metric] is not None:

@@ -18,6 +18,20 @@ _WITHOUT_BOUNDARIES = tuple(
 
 
 @dataclass(frozen=True)
+class Group:
+    """Methods that are compared with each other on one network, where a suite has more than one."""
+
+    name: str
+    """Part of the setting in the records."""
+    network: NetworkConfig
+    memory_sizes: tuple[int, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    learner: dict[str, Any] = field(default_factory=dict)
+    """Replaced settings of all its methods."""
+
+
+@dataclass(frozen=True)
 class Profile:
     """A suite: memory sizes x methods x seeds on one stream."""
 
@@ -37,11 +51,20 @@ class Profile:
     """Without a benchmark: settings of all methods."""
     stream_changes: dict[str, Any] = field(default_factory=dict)
     """Replaced fields of the stream's config."""
+    further: tuple[Group, ...] = ()
+    """More methods on other networks."""
     dataset: str | None = None
     """Name in the records; by default the stream's. Runs join printed numbers under the stream's own name only."""
 
-    def train_config(self, method: str, memory_size: int) -> TrainConfig:
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The suite's own methods, which need no name, and those on other networks."""
+        own = Group("", self.network, self.memory_sizes, self.methods, self.seeds)
+        return (own, *self.further)
+
+    def train_config(self, method: str, memory_size: int, group: Group | None = None) -> TrainConfig:
         """The settings of one run."""
+        group = group or self.groups[0]
         if self.benchmark is not None:
             config = paper_config(self.benchmark, method, memory_size)
         else:
@@ -51,10 +74,11 @@ class Profile:
                 "method": base,
                 "memory_size": memory_size if stores else 0,
                 **self.learner,
+                **group.learner,
                 **(OCD_NET if base == "OCD-Net" else {}),
                 **changes,
             }
-            config = TrainConfig(LearnerConfig(**settings), self.stream, self.network)
+            config = TrainConfig(LearnerConfig(**settings), self.stream, group.network)
         return replace(config, stream=replace(config.stream, **self.stream_changes))
 
     @property
@@ -84,7 +108,17 @@ PROFILES: dict[str, Profile] = {
     ),
     "quick": replace(
         _DIGITS,
-        description="split digits, an MLP, 30 images of memory, all methods; minutes on two cores",
+        description="split digits: all methods on an MLP, CoCa on a convnet as well; minutes on two cores",
+        further=(
+            Group(
+                "convnet",
+                NetworkConfig("convnet", width=16, projection_dim=32),
+                memory_sizes=(20,),
+                methods=("DER++", "CoCa w/o CSS", "CoCa"),
+                seeds=tuple(range(20)),
+                learner={"lr": 0.03},
+            ),
+        ),
     ),
     "digits-50": replace(
         _DIGITS,
