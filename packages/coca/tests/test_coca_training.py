@@ -188,8 +188,7 @@ def test_accuracies_are_those_of_the_predictions(digits: Stream, cpu: Fabric, ma
 
 def test_two_processes_learn_what_one_does(start: Any, tmp_path: Path) -> None:
     script = Path(__file__).parent / "distributed_observe.py"
-    for devices in (1, 2):
-        process = start(script, devices, tmp_path, cwd=tmp_path)
+    for process in [start(script, devices, tmp_path, cwd=tmp_path) for devices in (1, 2)]:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     alone, first, second = (
