@@ -187,7 +187,7 @@ def do(suite: Suite, job: Job) -> None:
 
 
 def run_learner(suite: Suite, job: LearnJob) -> None:
-    """Learn the stream, keep the learner, and draw its accuracy matrix and memory for the first seed."""
+    """Learn the stream and keep the learner; draw the accuracy matrix of the first seed, and CoCa's memory."""
     config = suite.train_config(job)
     stream = suite.stream(config.stream)
     started = time.monotonic()
@@ -195,23 +195,22 @@ def run_learner(suite: Suite, job: LearnJob) -> None:
         learned = learn_stream(stream, config, job.seed, suite.fabric, run, suite.accelerator.compile)
         run.save_artifact("model.pt", {**learned.learner.artifact(), "stream": plain(config.stream)})
         if job.seed == suite.group(job.group).seeds[0]:
-            draw_outcome(run, learned, job.method)
+            draw_outcome(run, learned, job.method, with_memory=job.method == "CoCa")
         finish(run, learned, stream, started)
 
 
-def draw_outcome(run: Run, learned: Learned, method: str) -> None:
-    """Accuracy matrices where there is more than one row, and the memory where there is one."""
-    for kind, rows in learned.rows.items():
-        if kind in MAIN_METRICS and len(rows) > 1:
-            with run.figure(
-                f"accuracy_matrix_{kind}.png", f"Accuracy ({kind}) on every task after every task"
-            ) as path:
-                draw_accuracy_matrix(rows, f"{method}, {kind}", path)
+def draw_outcome(run: Run, learned: Learned, method: str, with_memory: bool = True) -> None:
+    """The accuracy matrix that decides, where there is more than one row, and the memory where there is one."""
+    kind = next(name for name in MAIN_METRICS if name in learned.rows)
+    if len(learned.rows[kind]) > 1:
+        with run.figure("accuracy_matrix.png", f"{method}: {kind} on every task after every task") as path:
+            draw_accuracy_matrix(learned.rows[kind], f"{method}, {kind}", path)
     learner = learned.learner
     report = learner.memory_report()
-    if learner.memory is not None and report["images"]:
-        with run.figure("memory.png", "What is remembered at the end of the stream") as path:
-            draw_memory(learner.memory["images"].cpu(), learner.memory["labels"].cpu(), report["ages"], path)
+    if with_memory and learner.memory is not None and report["images"]:
+        images, labels = learner.memory["images"].cpu(), learner.memory["labels"].cpu()
+        with run.figure("memory.png", f"{method}: what is remembered at the end of the stream") as path:
+            draw_memory(images, labels, report["ages"], path)
 
 
 def finish(run: Run, learned: Learned, stream: Stream, started: float) -> None:
