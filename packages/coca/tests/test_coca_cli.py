@@ -43,7 +43,7 @@ def one_error(outcome: tuple[int, str, str]) -> str:
 
 SHORT = (
     *("--stream.name", "s-digits", "--stream.epochs", 1, "--stream.batches-per-epoch", 3),
-    *("--network.name", "mlp", "--learner.memory-size", 20, "-q", "--accelerator.device", "cpu"),
+    *("--network.name", "mlp", "--memory-size", 20, "-q", "--device", "cpu"),
 )
 
 
@@ -68,7 +68,7 @@ def test_a_run_that_is_done_is_not_repeated(call: Call, trained: Path) -> None:
 
 
 def test_other_settings_leave_another_run(call: Call, trained: Path) -> None:
-    assert call("train", *SHORT, "--learner.lr", 0.07)[0] == 0
+    assert call("train", *SHORT, "--lr", 0.07)[0] == 0
     assert len(list(trained.parent.iterdir())) == 2
 
 
@@ -118,7 +118,7 @@ def test_methods_are_compared_seed_by_seed(call: Call) -> None:
         "--methods",
         "DER++",
         "CoCa",
-        "--accelerator.device",
+        "--device",
         "cpu",
         "--workers",
         1,
@@ -153,16 +153,16 @@ def test_profiles_and_streams_are_listed(call: Call) -> None:
         (("reproduce", "--profile", "tinyimagenet-200"), "Tiny ImageNet was not found in"),
         (("reproduce", "--profile", "h100"), "the sheets of CIFAR-10"),
         (("train", "--stream.name", "rivers"), "unknown stream 'rivers'; choose one of"),
-        (("train", "--learner.memory-size", 0), "needs a memory of at least 1 image"),
-        (("train", "--learner.omega", 1), "omega is from 0 to below 1"),
-        (("train", "--learner.lr", -1), "lr is at least 0"),
+        (("train", "--memory-size", 0), "needs a memory of at least 1 image"),
+        (("train", "--omega", 1), "omega is from 0 to below 1"),
+        (("train", "--lr", -1), "lr is at least 0"),
         (("train", *SHORT, "--stream.classes-per-task", 3), "cannot be split into tasks of 3"),
         (
-            ("train", *SHORT, "--learner.method", "GEM", "--learner.memory-size", 3),
+            ("train", *SHORT, "--method", "GEM", "--memory-size", 3),
             "cannot be shared by 4 tasks",
         ),
         (
-            ("train", *SHORT, "--stream.name", "blurry-digits", "--learner.method", "iCaRL"),
+            ("train", *SHORT, "--stream.name", "blurry-digits", "--method", "iCaRL"),
             "must be told where tasks end, and blurry-digits does not say",
         ),
         (("train", "--seed", -1, *SHORT), "a seed is a whole number"),

@@ -103,7 +103,7 @@ def test_workers_find_what_one_process_finds(smoke: Path, tmp_path: Path) -> Non
 
 def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp_path: Path) -> None:
     chosen = ("--methods", "CoCa", "DER++", "GEM", "--seeds", 0, 1)
-    small = ("--profile", "smoke", *chosen, "--accelerator.device", "cpu", "-q", "--workers", 1)
+    small = ("--profile", "smoke", *chosen, "--device", "cpu", "-q", "--workers", 1)
     arguments = ("-m", "tenfold.coca", "reproduce", *small, "--checkpoint-seconds", 0, "--output", tmp_path)
     killed = start(*arguments, cwd=tmp_path)
     reached = tmp_path / "coca" / "smoke" / "s-digits-smoke-coca-30-seed1" / "checkpoint.pt"

@@ -32,6 +32,7 @@ from tenfold.shared.runs import Run, RunKey, config_hash, load_checkpoint, plain
 logger = get_logger("coca")
 
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
+Accelerator = Annotated[AcceleratorConfig, tyro.conf.arg(name="")]  # --device, not --accelerator.device
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Reproduce:
     """Repeat runs that are finished."""
     workers: int | None = None
     """Processes that share the runs; by default one for each CPU core, eight at the most, and one on a GPU."""
-    accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
+    accelerator: Accelerator = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 15.0
     """Time between two checkpoints of a run."""
     quiet: Quiet = False
@@ -100,7 +101,7 @@ class Reproduce:
 class Train:
     """Let one learner meet one stream, with every hyperparameter."""
 
-    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    learner: Annotated[LearnerConfig, tyro.conf.arg(name="")] = field(default_factory=LearnerConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     seed: int = 0
@@ -111,7 +112,7 @@ class Train:
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     download: bool = False
     """Fetch what is missing and can be fetched."""
-    accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
+    accelerator: Accelerator = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 15.0
     """Time between two checkpoints."""
     quiet: Quiet = False

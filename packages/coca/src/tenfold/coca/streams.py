@@ -119,7 +119,7 @@ def split_stream(name: str, sets: TrainTest, classes_per_task: int, preprocessin
     if num_classes % classes_per_task:
         raise TenfoldError(
             f"{num_classes} classes cannot be split into tasks of {classes_per_task}; choose a divisor with "
-            "--classes-per-task"
+            "--stream.classes-per-task"
         )
     tasks = tuple(
         tuple(range(start, start + classes_per_task)) for start in range(0, num_classes, classes_per_task)
