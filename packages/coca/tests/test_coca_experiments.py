@@ -270,6 +270,7 @@ def test_paper_profiles_on_mnist_start_on_images_of_that_form(
     profile = PROFILES[name]
     results = reproduce(suite_of(name, few_steps(profile, profile.methods), tmp_path))
     assert all(result["status"] == "finished" for result in results)
+    assert all(result["curves"]["loss"]["y"] for result in results)  # each did learn from something
     reported = load_reported("tenfold.coca")
     joined = {c.row.method for c in compare(reported, results) if c.measurement}
     printed = {row.method for row in reported.rows if row.dataset == profile.dataset_name}

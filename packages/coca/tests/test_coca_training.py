@@ -165,6 +165,11 @@ def test_methods_with_boundaries_refuse_a_stream_without(method: str, cpu: Fabri
         learn_stream(blurry, config_of(method), 0, cpu, run)
 
 
+def test_batches_that_would_all_pass_by_are_refused(digits: Stream, cpu: Fabric, make_run: MakeRun) -> None:
+    with pytest.raises(TenfoldError, match="batches of at least 2 images, not 1"), make_run("single") as run:
+        learn_stream(digits, config_of("CoCa", batch_size=1), 0, cpu, run)
+
+
 def test_a_blurry_stream_is_learned_without_boundaries(cpu: Fabric, make_run: MakeRun) -> None:
     blurry = make_stream(StreamConfig("blurry-digits"))
     config = config_of("CoCa", epochs=1, batches_per_epoch=None)

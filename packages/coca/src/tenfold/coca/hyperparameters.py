@@ -208,7 +208,7 @@ STANDS_IN: dict[str, str] = {
     "GEM": "ER",
     "iCaRL": "ER",
     "FDR": "DER",
-    "OCD-Net": "ER",
+    "OCD-Net": "DER++",
     "CoCa": "DER++",
 }
 """Whose row a method takes where it has none of its own. JOINT always learns as SGD does."""

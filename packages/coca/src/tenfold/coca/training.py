@@ -63,7 +63,7 @@ def learn_stream(
         compile_network: compile it with torch.compile.
 
     Raises:
-        TenfoldError: the method needs boundaries that the stream does not have.
+        TenfoldError: the method needs boundaries that the stream does not have, or larger batches.
     """
     if config.learner.method == "JOINT":
         stream = stream.joint()
@@ -81,6 +81,12 @@ def learn_stream(
         raise TenfoldError(
             f"{config.learner.method} must be told where tasks end, and {stream.name} does not say; choose a method "
             "without task boundaries"
+        )
+    smallest = learner.smallest_batch * fabric.world_size
+    if config.stream.batch_size < smallest:
+        raise TenfoldError(
+            f"{config.learner.method} with this network learns from batches of at least {smallest} images, not "
+            f"{config.stream.batch_size}; raise --stream.batch-size"
         )
     position = _Position()
     state = run.resume()
