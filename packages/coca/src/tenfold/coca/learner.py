@@ -123,6 +123,9 @@ class Learner:
         """Images that came, those that were skipped included."""
         self._task_classes: Tensor | None = None
         self._seen_classes = torch.zeros(num_classes, dtype=torch.bool, device=self.device)
+        has_norm = model.has_batch_norm or kind.used_heads(config)
+        self.smallest_batch = 2 if has_norm else 1
+        """Images that a batch must have, for each process."""
         fewest = self.smallest_batch * fabric.world_size
         if self.memory is not None and min(config.memory_size, config.memory_batch_size) < fewest:
             raise TenfoldError(
@@ -185,12 +188,6 @@ class Learner:
             self.method.end_task(
                 self.memory, images.to(self.device), labels.to(self.device), self.preprocessing
             )
-
-    @property
-    def smallest_batch(self) -> int:
-        """Images that a batch must have."""
-        has_norm = self.network.has_batch_norm or self.method.used_heads(self.config)
-        return 2 if has_norm else 1
 
     def prepare(self, images: Tensor, labels: Tensor) -> StepBatch:
         """Everything random of a step: augmentation, draws from memory, views. Each process gets its part.
@@ -278,10 +275,9 @@ class Learner:
             TenfoldError: it is not, and why.
         """
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.image_shape:
-            expected = " x ".join(map(str, self.image_shape))
+            expected = ", ".join(map(str, self.image_shape))
             raise TenfoldError(
-                f"this learner takes images as uint8 [B, {expected.replace(' x ', ', ')}], not {images.dtype} "
-                f"{list(images.shape)}"
+                f"this learner takes images as uint8 [B, {expected}], not {images.dtype} {list(images.shape)}"
             )
         if labels.ndim != 1 or len(labels) != len(images) or labels.is_floating_point():
             raise TenfoldError(

@@ -114,7 +114,7 @@ def learn_stream(
                     run.save_checkpoint(learner.steps, _state(learner, position, untrained, rows))
             position = _Position(index, epoch + 1)
             _log_loss(learner, run)
-        learner.end_task(segment.train.images, segment.train.labels)
+        learner.end_task(train.images, train.labels)
         for kind, row in measure_accuracies(learner, stream).items():
             rows[kind].append(row)
         position = _Position(index + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -49,7 +50,7 @@ class StepBatch(NamedTuple):
     """[C], True for the classes of this and earlier tasks; only for methods that are told."""
 
 
-class Method:
+class Method(ABC):
     """A way to learn from a stream.
 
     A subclass implements :meth:`observe`; what it needs besides is said by class attributes, and by
@@ -110,16 +111,20 @@ class Method:
         del config
         return False
 
+    @abstractmethod
     def observe(self, batch: StepBatch) -> Tensor:
         """One step of learning; returns the stream's logits [B, C] from before it, without gradient."""
-        raise NotImplementedError
 
     def networks(self) -> tuple[ContinualNetwork, ...]:
         """All networks whose batch norm follows the training images."""
         return (self.network,)
 
     def end_task(self, memory: Memory, images: Tensor, labels: Tensor, preprocessing: Preprocessing) -> None:
-        """A task has ended; its images [N, channels, H, W] (bytes) and labels [N] may go to the memory."""
+        """A task has ended; its images [N, channels, H, W] (bytes) and labels [N] may go to the memory.
+
+        Only methods that need boundaries are told.
+        """
+        del memory, images, labels, preprocessing
 
     def scores(self, images: Tensor) -> Tensor:
         """[N, C] for normalised images [N, channels, H, W]; the largest is the predicted class."""

@@ -27,21 +27,15 @@ class AGemR(Method):
             (draw,) = batch.draws
             self.optimizer.zero_grad()
             self.fabric.backward(cross_entropy(self.logits(draw.images), draw.labels))
-            reference = self._gradient()
+            reference = flat_gradient(self.parameters)
         logits = self.logits(batch.images)
         loss = cross_entropy(logits, batch.labels)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if reference is not None:
-            self._set_gradient(project(self._gradient(), reference))
+            set_flat_gradient(self.parameters, project(flat_gradient(self.parameters), reference))
         self.step(loss)
         return logits.detach()
-
-    def _gradient(self) -> Tensor:
-        return flat_gradient(self.parameters)
-
-    def _set_gradient(self, gradient: Tensor) -> None:
-        set_flat_gradient(self.parameters, gradient)
 
 
 class AGem(AGemR):
