@@ -171,6 +171,14 @@ def test_coca_has_the_authors_best_arguments(
         ("mnist360", "ER", 1000, (0.2, 4, 1)),
         ("mnist360", "DER", 1000, (0.1, 8, 1)),
         ("mnist360", "DER++", 1000, (0.2, 16, 1)),
+        ("cifar10", "iCaRL", 5120, (0.03, 32, 50)),
+        ("tinyimagenet", "FDR", 200, (0.03, 32, 100)),
+        ("smnist", "GEM", 5120, (0.1, 10, 1)),
+        ("smnist", "FDR", 200, (0.03, 128, 1)),
+        ("pmnist", "GEM", 500, (0.1, 128, 1)),
+        ("rmnist", "A-GEM", 500, (0.3, 128, 1)),
+        ("mnist360", "A-GEM-R", 1000, (0.1, 4, 1)),
+        ("mnist360", "OCD-Net", 200, (0.2, 16, 1)),
     ],
 )
 def test_baselines_have_the_arguments_of_their_first_release(

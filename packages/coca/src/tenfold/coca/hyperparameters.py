@@ -115,6 +115,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             "A-GEM": _same(Row(0.01)),
             "A-GEM-R": _same(Row(0.01)),
             "iCaRL": _same(Row(0.03, weight_decay=1e-5)),
+            "FDR": _same(Row(0.03)),
             "OCD-Net": _ocd_net(0.2, 0.2, 0.8),
             "DER": _same(Row(0.03, 32, 0.1)),
             "DER++": (Row(0.03, 32, 0.1, 1.0), Row(0.03, 32, 0.2, 0.5), Row(0.03, 32, 0.1, 0.5)),
