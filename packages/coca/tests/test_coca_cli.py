@@ -132,6 +132,23 @@ def test_methods_are_compared_seed_by_seed(call: Call) -> None:
     assert "of 2" in output
 
 
+def test_methods_are_compared_on_one_network_only(call: Call, tmp_path: Path) -> None:
+    for setting, method in (
+        ("memory 20 convnet", "CoCa"),
+        ("memory 20 convnet", "DER++"),
+        ("no memory", "SGD"),
+    ):
+        for seed in (0, 1):
+            folder = tmp_path / "runs" / f"{method}-{setting}-{seed}"
+            folder.mkdir(parents=True)
+            record = {"status": "finished", "setting": setting, "method": method, "seed": seed}
+            (folder / "result.json").write_text(json.dumps({**record, "metrics": {"class_il": 50.0 + seed}}))
+    status, output, _ = call("compare", "--runs", "runs")
+    assert status == 0
+    assert "DER++" in output
+    assert "SGD" not in output
+
+
 def test_profiles_and_streams_are_listed(call: Call) -> None:
     status, output, _ = call("reproduce", "--profile", "list")
     assert status == 0

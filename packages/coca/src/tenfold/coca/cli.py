@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -223,8 +224,9 @@ class Compare:
         for column in ("difference", "95 % interval", "p", "wins"):
             table.add_column(column, justify="right")
         for setting, seeds in own.items():
+            without_memory = re.sub(r"^memory \d+", "no memory", setting)  # on the same network
             for (other_setting, method), others in values.items():
-                if method == self.method or other_setting not in (setting, "no memory"):
+                if method == self.method or other_setting not in (setting, without_memory):
                     continue
                 found = paired_difference(seeds, others)
                 table.add_row(
