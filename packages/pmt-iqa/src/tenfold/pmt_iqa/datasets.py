@@ -67,6 +67,16 @@ class ImageSet:
     resize: tuple[int, int] | None = None
     """Height and width that all images were given."""
 
+    def subset(self, chosen: Sequence[int]) -> ImageSet:
+        """Some of the images, by index."""
+        return replace(
+            self,
+            names=tuple(self.names[index] for index in chosen),
+            pixels=PixelStore.of([self.pixels.picture(index) for index in chosen]),
+            scores=self.scores[list(chosen)],
+            groups=tuple(self.groups[index] for index in chosen),
+        )
+
     def levels(self, number_class: int, clamp: bool = True) -> Tensor:
         """Quality level of every image, int64 [n].
 

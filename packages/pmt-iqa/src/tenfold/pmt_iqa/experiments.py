@@ -342,7 +342,7 @@ def _brisque_features(
 
 @cache
 def launch_fabric(config: AcceleratorConfig) -> Fabric:
-    """A Fabric, launched once in a process."""
-    fabric = make_fabric(config)
+    """A Fabric, launched once in a process; running statistics are shared between epochs, not before every step."""
+    fabric = make_fabric(config, broadcast_buffers=False)
     fabric.launch()
     return fabric

@@ -94,12 +94,13 @@ class PixelStore:
             uint8 [m, 3, size, size], channels last in memory.
         """
         image, top, left, mirrored = where.unbind(dim=1)
-        steps = torch.arange(size, device=self.device)
-        rows = top[:, None] + steps
-        columns = left[:, None] + torch.where(mirrored[:, None] > 0, size - 1 - steps, steps)
-        starts = self.offsets[image][:, None] + rows * self.sizes[image, 1][:, None]
-        index = starts[:, :, None] + columns[:, None, :]
-        return self.pixels[index.reshape(-1)].reshape(-1, size, size, 3).permute(0, 3, 1, 2)
+        # Every run of ``size`` pixels, as overlapping rows without a copy; a crop is ``size`` of them.
+        runs = self.pixels.flatten().unfold(0, 3 * size, 3)
+        lines = top[:, None] + torch.arange(size, device=self.device)
+        starts = (self.offsets[image] + left)[:, None] + lines * self.sizes[image, 1][:, None]
+        crops = runs.index_select(0, starts.flatten()).unflatten(0, (-1, size)).unflatten(2, (size, 3))
+        crops = torch.where(mirrored.bool()[:, None, None, None], crops.flip(2), crops)
+        return crops.permute(0, 3, 1, 2)
 
     def check_size(self, size: int, names: Sequence[str]) -> None:
         """Refuse crops larger than an image.
@@ -112,19 +113,26 @@ class PixelStore:
             height, width = self.sizes[small[0]].tolist()
             further = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
             raise TenfoldError(
-                f"{names[small[0]]}{further} has {width} x {height} pixels, less than the crops of {size}; lower "
-                "--crop-size or enlarge the images with --resize"
+                f"{names[small[0]]}{further} has {width} x {height} pixels, less than the crops of {size}; "
+                "enlarge or leave out such images, or train with a lower --train.crop-size"
             )
 
 
 def normalise(crops: Tensor) -> Tensor:
-    """Bytes [m, 3, H, W] to floats with ImageNet's mean and deviation; memory format is kept."""
+    """Bytes [m, 3, H, W] to floats with ImageNet's mean and deviation, channels last in memory."""
+    count, _, height, width = crops.shape
+    rows = crops.permute(0, 2, 3, 1).reshape(count * height, width * 3).float()
     # The constants are filled on the device, which needs no copy from the host.
     scale = torch.stack([torch.full((), 1 / (255 * std), device=crops.device) for std in STD])
     shift = torch.stack(
         [torch.full((), -mean / std, device=crops.device) for mean, std in zip(MEAN, STD, strict=True)]
     )
-    return torch.addcmul(shift.view(3, 1, 1), crops.float(), scale.view(3, 1, 1))
+    return (
+        rows.mul_(scale.repeat(width))
+        .add_(shift.repeat(width))
+        .view(count, height, width, 3)
+        .permute(0, 3, 1, 2)
+    )
 
 
 # -- where crops are -----------------------------------------------------------------------------------

@@ -284,8 +284,17 @@ class Trainer:
             crops += len(share)
         total_sums = fabric.all_reduce(torch.cat((sums, sums.new_tensor([crops]))), reduce_op="sum")
         assert isinstance(total_sums, Tensor)
+        self._share_statistics()
         names = ("loss", "regression_loss", "classification_loss")
         return dict(zip(names, (total_sums[:3] / total_sums[3]).tolist(), strict=True)), crops
+
+    @torch.no_grad()
+    def _share_statistics(self) -> None:
+        """Give all processes the mean of their running statistics; synchronised batch norm has it already."""
+        if self.fabric.world_size > 1:
+            for buffer in self.plain_network.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(torch.as_tensor(self.fabric.all_reduce(buffer, reduce_op="mean")))
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimizer."""

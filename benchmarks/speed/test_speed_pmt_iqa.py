@@ -1,0 +1,119 @@
+"""One epoch of PMT-IQA's training: crops of images that were decoded once, against decoding a file for every crop.
+
+The reference opens and decodes the file for each crop, mirrors, crops and normalises it with PIL and torchvision, as
+the authors' loader does. Both sides make the same crops, which is checked before timing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytest_benchmark.fixture import BenchmarkFixture
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+from torchvision.transforms import functional
+
+from tenfold.pmt_iqa.backbones import MEAN, STD
+from tenfold.pmt_iqa.model import build_model
+from tenfold.pmt_iqa.pixels import PixelStore, decode, normalise, random_crops
+
+IMAGES, SIDE, CROP, CROPS_PER_IMAGE, BATCH = 24, 500, 224, 4, 48
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """JPEG files of the size of LIVE in the Wild's photographs."""
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    found = [folder / f"{number}.jpg" for number in range(IMAGES)]
+    for path in found:
+        smooth = gaussian_filter(rng.normal(128, 400, (SIDE, SIDE, 3)), (3, 3, 0))
+        Image.fromarray(np.clip(smooth, 0, 255).astype(np.uint8)).save(path, quality=92)
+    return found
+
+
+def drawn(sizes: Tensor) -> Tensor:
+    """Where the crops of an epoch are."""
+    generator = torch.Generator().manual_seed(0)
+    return random_crops(torch.arange(IMAGES), sizes, CROP, CROPS_PER_IMAGE, generator).packed()
+
+
+def one_file_for_each_crop(paths: list[Path], where: Tensor) -> Tensor:
+    """A batch, crop by crop."""
+    crops = []
+    for image, top, left, mirrored in where.tolist():
+        with Image.open(paths[image]) as file:
+            picture = file.convert("RGB")
+        if mirrored:  # before the crop, as the authors do: the mirrored column is counted from the other side
+            picture, left = functional.hflip(picture), SIDE - CROP - left
+        picture = functional.crop(picture, top, left, CROP, CROP)
+        crops.append(functional.normalize(functional.to_tensor(picture), MEAN, STD))
+    return torch.stack(crops)
+
+
+def make_epoch(
+    load: Callable[[Tensor], Tensor], where: Tensor, network: torch.nn.Module | None
+) -> Callable[[], Tensor]:
+    """All batches of an epoch, with a step of the network on each or without."""
+
+    def epoch() -> Tensor:
+        total = torch.zeros(())
+        for batch in where.split(BATCH):
+            crops = load(batch)
+            if network is None:
+                total += crops[:, :, 0, 0].sum()
+                continue
+            loss = network(crops).score.abs().mean()
+            network.zero_grad()
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    return epoch
+
+
+@pytest.mark.parametrize("what", ["crops of an epoch", "epoch of the small network"])
+def test_an_epoch_against_decoding_for_every_crop(
+    benchmark: BenchmarkFixture, what: str, paths: list[Path]
+) -> None:
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    store: PixelStore = decode(paths, threads=1)
+    decode_seconds = time.perf_counter() - started
+    where = drawn(store.sizes)
+
+    def from_store(batch: Tensor) -> Tensor:
+        return normalise(store.crop(batch, CROP))
+
+    torch.testing.assert_close(
+        from_store(where[:BATCH]), one_file_for_each_crop(paths, where[:BATCH]), rtol=1e-4, atol=1e-5
+    )
+    network = (
+        None if what == "crops of an epoch" else build_model("small").to(memory_format=torch.channels_last)
+    )
+    ours = make_epoch(from_store, where, network)
+    theirs = make_epoch(lambda batch: one_file_for_each_crop(paths, batch), where, network)
+    ours(), theirs()
+    ratios, seconds = [], []
+    for _ in range(5):
+        started = time.perf_counter()
+        theirs()
+        reference_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        ours()
+        seconds.append(time.perf_counter() - started)
+        ratios.append(reference_seconds / seconds[-1])
+    benchmark.pedantic(ours, rounds=5, iterations=1)
+    benchmark.extra_info.update(
+        ratio=ratios,
+        reference=f"{what}, a file decoded for every crop, PIL and torchvision",
+        unit=f"epochs of {IMAGES * CROPS_PER_IMAGE} crops of {CROP} pixels from {IMAGES} JPEG files",
+        crops_per_second=IMAGES * CROPS_PER_IMAGE / min(seconds),
+        decode_once_seconds=decode_seconds,
+    )
+    assert sorted(ratios)[2] > (5 if network is None else 1)
