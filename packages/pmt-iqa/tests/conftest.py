@@ -89,7 +89,9 @@ def with_model(make_config: Callable[..., RunConfig]) -> Callable[..., RunConfig
     """The small configuration with another network."""
 
     def change(**changes: Any) -> RunConfig:
-        config = make_config()
+        config = make_config(
+            schedule="progressive" if changes.get("kind", "multitask") == "multitask" else "regression"
+        )
         return replace(config, model=replace(config.model, **changes))
 
     return change

@@ -35,11 +35,12 @@ def main() -> None:
     images = noisy_images(25)
     # 19 training images, batches of 5 with 3 crops each: 15 crops, and a rest of 12.
     config = small_config(images_per_batch=5, crops_per_image=3, lr=3e-4)
+    regression = replace(config, train=replace(config.train, schedule="regression"))
     configs = {
         "PMT-IQA": config,
         "fixed": replace(config, train=replace(config.train, schedule="fixed")),
-        "HyperIQA": replace(config, model=replace(config.model, kind="hyper")),
-        "plain": replace(config, model=replace(config.model, kind="plain")),
+        "HyperIQA": replace(regression, model=replace(config.model, kind="hyper")),
+        "plain": replace(regression, model=replace(config.model, kind="plain")),
     }
     make_network = training.make_network
     found = {}

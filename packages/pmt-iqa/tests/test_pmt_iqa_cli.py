@@ -84,17 +84,16 @@ def test_a_network_is_trained_on_images_of_your_own(trained: Path) -> None:
     assert (trained / "figures" / "quality_maps.png").exists()
 
 
-def test_a_run_that_is_done_is_not_repeated_but_new_labels_are_another_run(
+def test_a_run_that_is_done_is_not_repeated_but_other_data_are_another_run(
     call: Call, trained: Path, own_images: Path
 ) -> None:
     before = (trained / "result.json").stat().st_mtime_ns
     assert call("train", *csv_arguments(own_images), *SHORT)[0] == 0
     assert (trained / "result.json").stat().st_mtime_ns == before
-    table = pd.read_csv(own_images / "scores.csv")
-    table["score"] += 1
-    table.to_csv(own_images / "scores.csv", index=False)
-    assert call("train", *csv_arguments(own_images), *SHORT)[0] == 0
-    assert len(list(trained.parent.iterdir())) == 2
+    assert call("train", *csv_arguments(own_images), "--csv.lower-is-better", *SHORT)[0] == 0
+    assert call("train", *csv_arguments(own_images), "--csv.scale", 0, 20, *SHORT)[0] == 0
+    assert call("train", *csv_arguments(own_images), "--csv.resize", 44, 44, *SHORT)[0] == 0
+    assert len(list(trained.parent.iterdir())) == 4
 
 
 def test_a_network_is_evaluated_on_another_table(call: Call, trained: Path, own_images: Path) -> None:
@@ -187,6 +186,8 @@ def test_profiles_and_data_sets_are_listed(call: Call) -> None:
         (("train", "--train.epochs", 0), "--train.epochs is at least 1"),
         (("train", "--model.scales", 4, 1), "scales are some of 1 2 3 4 in this order"),
         (("train", "--model.backbone", "small"), "give --model.no-pretrained"),
+        (("train", "--model.kind", "plain", "--model.no-pretrained"), "give --train.schedule regression"),
+        (("train", "--train.images-per-batch", 1, "--train.crops-per-image", 1), "at least 2 crops"),
         (("train", "--train.fixed-weights", 0, 0), "not both 0"),
         (("score", "absent.png"), "there is no file or folder absent.png"),
         (("score", ".", "--device", "cpu"), "there are no pictures"),
@@ -226,4 +227,4 @@ def test_weights_that_are_missing_are_named(call: Call, own_images: Path) -> Non
 def test_an_unfit_official_file_is_named(call: Call, own_images: Path, tmp_path: Path) -> None:
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pt")
     arguments = ("--checkpoint", "other.pt", "--official", "resnet18", *csv_arguments(own_images))
-    assert "the weights lack features.backbone.bn1.bias" in one_error(call("evaluate", *arguments))
+    assert "the weights hold an unknown or repeated x" in one_error(call("evaluate", *arguments))

@@ -180,7 +180,7 @@ def test_a_missing_or_damaged_matlab_file_is_named(short_live: Path, content: by
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(TenfoldError, match=rf"^{re.escape(str(path))} is missing or no Matlab file"):
+    with pytest.raises(TenfoldError, match=rf"^{re.escape(str(path))} is missing, damaged, or lacks"):
         live_table(short_live.parent)
 
 
@@ -431,9 +431,24 @@ def test_bid_is_read_from_its_workbook_in_squares(tmp_path: Path) -> None:
     assert images.levels(10).tolist() == [9, 2, 1]
 
 
+def test_bids_workbook_may_be_below_and_open_elsewhere(tmp_path: Path) -> None:
+    """Excel leaves a file of its own beside a workbook that is open."""
+    folder = write_bid(tmp_path, [(12, 3.5), (7, 1.5)])
+    (folder / "labels").mkdir()
+    (folder / "DatabaseGrades.xlsx").rename(folder / "labels" / "DatabaseGrades.xlsx")
+    (folder / "labels" / "~$DatabaseGrades.xlsx").write_bytes(b"user")
+    assert bid_table(tmp_path).scores.tolist() == [3.5, 1.5]
+
+
+def test_an_image_of_bid_without_score_is_refused(tmp_path: Path) -> None:
+    write_bid(tmp_path, [("number", "grade"), (1, 4.5), (3, None), (4, 2.0)])
+    with pytest.raises(TenfoldError, match=r"DatabaseGrades\.xlsx lacks the score of an image"):
+        bid_table(tmp_path)
+
+
 def test_bid_without_workbook_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bid").mkdir()
-    with pytest.raises(TenfoldError, match=r"no workbook .*\(\*\.xlsx\) in "):
+    with pytest.raises(TenfoldError, match=r"no workbook .*\(\*\.xlsx\) below "):
         bid_table(tmp_path)
 
 
@@ -566,9 +581,22 @@ def test_the_scale_can_be_given(write: Callable[[str], Path]) -> None:
     assert images.pixels.sizes.tolist() == [[8, 6]] * 3
 
 
-def test_a_scale_from_high_to_low_is_refused_as_such(write: Callable[[str], Path]) -> None:
-    with pytest.raises(TenfoldError, match="scale"):
-        csv_table(write(PLAIN), scale=(10.0, 0.0))
+@pytest.mark.parametrize("scale", [(10.0, 0.0), (2.0, 10.0), (0.0, 5.0)])
+def test_a_scale_that_does_not_hold_the_scores_is_refused(
+    write: Callable[[str], Path], scale: tuple[float, float]
+) -> None:
+    with pytest.raises(
+        TenfoldError, match=r"the scores of .*mine\.csv go from 1 to 9, outside the scale from"
+    ):
+        csv_table(write(PLAIN), scale=scale)
+
+
+def test_a_table_names_its_set_without_what_folders_cannot_be_called(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        paint(tmp_path / name)
+    path = tmp_path / "my scores (new).csv"
+    path.write_text("image,score\na.png,1\nb.png,2\n")
+    assert csv_table(path).name == "my-scores-new"
 
 
 def test_a_table_with_a_mark_of_its_encoding_is_read(write: Callable[[str], Path]) -> None:
@@ -659,6 +687,27 @@ def test_levels_without_a_class_are_refused_unless_clamped(make_set: Callable[..
     assert images.levels(11, clamp=False).tolist() == [10, 10, 2]
 
 
+def test_the_digest_of_a_set_changes_with_everything_in_it(make_set: Callable[..., ImageSet]) -> None:
+    scale = ScoreScale(0.0, 5.0, True)
+    images = make_set([1.0, 4.0], "bid", scale)
+    brighter = PixelStore(images.pixels.pixels + 1, images.pixels.sizes)
+    taller = PixelStore(images.pixels.pixels, torch.tensor([[4, 1], [2, 2]]))
+    others = [
+        make_set([1.0, 4.5], "bid", scale),
+        make_set([1.0, 4.0], "livec", scale),
+        make_set([1.0, 4.0], "bid", ScoreScale(0.0, 5.0, False)),
+        *(replace(images, **{key: ("x", "y")}) for key in ("names", "groups")),
+        *(replace(images, pixels=pixels) for pixels in (brighter, taller)),
+    ]
+    assert make_set([1.0, 4.0], "bid", scale).digest() == images.digest()
+    assert len({images.digest(), *(other.digest() for other in others)}) == 8
+
+
+def test_a_negative_dmos_that_was_not_dropped_is_refused(make_set: Callable[..., ImageSet]) -> None:
+    with pytest.raises(TenfoldError, match="^mine has labels below the lowest level"):
+        make_set([-2.0, 30.0], "live", ScoreScale(0.0, 115.0, False)).levels(10)
+
+
 def test_a_score_that_is_no_number_has_no_level(make_set: Callable[..., ImageSet]) -> None:
     with pytest.raises(TenfoldError, match="finite"):
         make_set([1.0, float("nan")], "bid", ScoreScale(0.0, 5.0, True)).levels(10)
@@ -682,6 +731,11 @@ def test_a_score_in_per_cent_is_100_at_its_best_end() -> None:
 def test_a_score_beyond_the_scale_counts_as_its_end() -> None:
     np.testing.assert_array_equal(ScoreScale(0.0, 10.0, True).percent(np.array([-3.0, 12.0])), [0, 100])
     assert float(ScoreScale(0.0, 10.0, False).percent(12.0)) == 0
+
+
+def test_a_score_beyond_the_scale_can_be_told_as_it_is() -> None:
+    np.testing.assert_allclose(ScoreScale(0.0, 10.0, True).percent([-3.0, 12.0], clip=False), [-30, 120])
+    np.testing.assert_allclose(ScoreScale(0.0, 10.0, False).percent([-3.0, 12.0], clip=False), [130, -20])
 
 
 # Splits
@@ -774,6 +828,12 @@ def test_a_split_with_an_empty_side_is_refused(groups: list[str], fraction: floa
         TenfoldError, match=rf"^{len(set(groups))} groups cannot be split into .*--train-fraction$"
     ):
         split_by_group(groups, 0, fraction)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(seed: int) -> None:
+    with pytest.raises(TenfoldError, match=f"^a seed is a whole number from 0 to {2**32 - 1}, not {seed}$"):
+        split_by_group(LETTERS, seed)
 
 
 @pytest.mark.parametrize("fraction", [-0.5, 1.2, float("nan")])

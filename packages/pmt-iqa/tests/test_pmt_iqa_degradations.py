@@ -308,7 +308,7 @@ def test_photographs_of_a_folder_come_in_the_order_of_their_names(tmp_path: Path
     save_all(tmp_path, ["d.png", "b.JPG", "c.bmp", "a.jpeg"])
     (tmp_path / "notes.txt").write_text("no photograph")
     found = folder_photographs(tmp_path)
-    assert list(found) == ["a", "b", "c", "d"]
+    assert list(found) == ["a.jpeg", "b.JPG", "c.bmp", "d.png"]
     assert [int(picture[0, 0, 0]) for picture in found.values()] == [120, 40, 80, 0]
 
 
@@ -522,6 +522,20 @@ def test_the_units_of_a_feature_do_not_matter_to_the_regression(scale: float) ->
     train, test = np.arange(63), np.arange(63, 90)
     one, other = (fit_and_predict(part, scores, groups, train, test) for part in (features, features * units))
     np.testing.assert_allclose(other, one, rtol=1e-3)
+
+
+def test_a_single_group_cannot_be_tuned_on() -> None:
+    features, scores, groups = relation(30)
+    with pytest.raises(TenfoldError, match="^the training images are all of one group"):
+        fit_and_predict(features, scores, ["g"] * 24 + groups[24:], np.arange(24), np.arange(24, 30))
+
+
+@pytest.mark.parametrize("scale", [0.01, 10.0])
+def test_the_units_of_the_scores_do_not_matter_to_the_regression(scale: float) -> None:
+    features, scores, groups = relation()
+    train, test = np.arange(63), np.arange(63, 90)
+    one, other = (fit_and_predict(features, part, groups, train, test) for part in (scores, scale * scores))
+    np.testing.assert_allclose(other / scale, one, rtol=1e-3)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

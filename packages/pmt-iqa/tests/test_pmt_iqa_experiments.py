@@ -176,7 +176,7 @@ def test_baselines_differ_from_the_method_as_the_ablation_says() -> None:
 
 def test_hyperiqa_is_trained_as_published_on_the_papers_data_and_as_all_others_elsewhere() -> None:
     train = PROFILES["koniq10k"].run_config("HyperIQA").train
-    assert (train.lr, train.head_lr_ratio, train.epochs) == (2e-5, 10.0, 16)
+    assert (train.lr, train.lr_schedule, train.epochs) == (2e-5, "hyperiqa", 16)
     assert (train.images_per_batch, train.crops_per_image, train.passes_per_epoch) == (96, 1, 25)
     assert train.weight_decay == 5e-4
     for name in ("quick", "h100"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tenfold.pmt_iqa.levels import equal_width_levels, quality_level
+from tenfold.pmt_iqa.levels import check_scores_differ, equal_width_levels, quality_level
 from tenfold.pmt_iqa.losses import multitask_loss
 from tenfold.pmt_iqa.schedules import (
     WeightSchedule,
@@ -73,6 +73,12 @@ def test_a_negative_dmos_of_live_is_marked_for_dropping(clamp: bool) -> None:
     assert quality_level("live", [-0.01, -12.0, -150.0, 3.0], clamp=clamp).tolist() == [-1, -1, -1, 0]
 
 
+@pytest.mark.parametrize("dataset", ["livec", "csiq", "bid", "proxy"])
+def test_a_score_below_the_scale_is_of_the_lowest_level(dataset: str) -> None:
+    """Z-scores and rescaled labels can be a little less than zero; -1 is no class of cross-entropy."""
+    assert quality_level(dataset, [-7.0, -0.1]).tolist() == [0, 0]
+
+
 def test_levels_of_tid2013_rise_with_the_score_and_fit_ten_classes() -> None:
     levels = quality_level("tid2013", np.linspace(0, 9, 200), clamp=False)
     assert levels[0] == 0 and 1 < levels.max() <= 9
@@ -103,9 +109,14 @@ def test_a_data_set_without_rule_is_refused() -> None:
 
 
 @pytest.mark.parametrize("label", [math.nan, math.inf, -math.inf])
-def test_labels_that_are_no_numbers_are_refused(label: float) -> None:
+def test_labels_that_are_not_finite_are_refused(label: float) -> None:
     with pytest.raises(TenfoldError, match="finite"):
         quality_level("bid", [1.0, label])
+
+
+def test_labels_that_are_words_are_refused() -> None:
+    with pytest.raises(TenfoldError, match=r"^labels are numbers: .*good"):
+        quality_level("bid", ["1.5", "good"])
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +200,21 @@ def test_labels_outside_the_scale_fall_into_the_first_and_last_level() -> None:
 
 
 def test_a_scale_without_width_is_refused() -> None:
-    with pytest.raises(TenfoldError, match=r"^all labels are 3: scores that never differ"):
+    with pytest.raises(TenfoldError, match=r"^the scale of the labels goes from 3 to 3;"):
         equal_width_levels([3.0, 3.0], 3.0, 3.0)
+
+
+def test_a_scale_from_high_to_low_is_refused() -> None:
+    with pytest.raises(
+        TenfoldError, match=r"^the scale of the labels goes from 5 to 1; give its lower end first$"
+    ):
+        equal_width_levels([2.0, 3.0], 5.0, 1.0)
+
+
+def test_scores_that_never_differ_are_refused() -> None:
+    check_scores_differ([3.0, 3.0, 3.5])
+    with pytest.raises(TenfoldError, match=r"^all labels are 3: scores that never differ"):
+        check_scores_differ([3.0, 3.0])
 
 
 # Weights of the tasks

@@ -22,9 +22,10 @@ from tenfold.pmt_iqa.model import (
     HyperNetwork,
     MultiScaleFeatures,
     PlainNetwork,
+    Quality,
     build_model,
-    expected_score,
     forward,
+    verdict,
 )
 from tenfold.shared.logging import TenfoldError
 
@@ -156,7 +157,11 @@ def test_hyperiqa_has_its_original_sizes() -> None:
         network = HyperNetwork(MultiScaleFeatures(ResNetStages("resnet50"), 224, 16), 224)
     assert network.sizes == ((224, 112), (112, 56), (56, 28), (28, 14))
     assert [conv.out_channels for conv in network.weights] == [512, 128, 32, 8]
-    assert [conv.out_channels for conv in network.semantics if isinstance(conv, nn.Conv2d)] == [512, 256, 112]
+    assert [conv.out_channels for conv in network.semantics if isinstance(conv, nn.Conv2d)] == [
+        1024,
+        512,
+        112,
+    ]
 
 
 @pytest.mark.parametrize("kind", ["multitask", "plain", "hyper"])
@@ -174,9 +179,19 @@ def test_predictions_can_start_at_a_score(kind: str) -> None:
     assert bool(((network(images).score - before) > 49).all())
 
 
-def test_the_expected_score_is_the_mean_under_the_levels() -> None:
+def test_trained_heads_alone_are_heard() -> None:
     logits = torch.log(torch.tensor([[0.25, 0.75], [1.0, 1e-30]]))
-    torch.testing.assert_close(expected_score(logits, torch.tensor([2.0, 6.0])), torch.tensor([5.0, 2.0]))
+    output, level_scores = (
+        Quality(torch.tensor([9.0, 8.0]), logits, torch.zeros(2, 1)),
+        torch.tensor([2.0, 6.0]),
+    )
+    score, levels = verdict(output, level_scores)
+    assert score.tolist() == [9.0, 8.0]
+    torch.testing.assert_close(levels, torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
+    torch.testing.assert_close(
+        verdict(output, level_scores, learned_scores=False)[0], torch.tensor([5.0, 2.0])
+    )
+    assert verdict(output, level_scores, learned_levels=False)[1] is None
 
 
 # -- weights -------------------------------------------------------------------------------------------
@@ -204,8 +219,9 @@ def test_official_weights_that_do_not_fit_are_named() -> None:
     missing = {name: value for name, value in official.items() if name != "fc_mos.bias"}
     with pytest.raises(TenfoldError, match=r"lack score\.bias"):
         load_official_state_dict(build_model("small"), missing)
-    with pytest.raises(TenfoldError, match="hold an unknown extra"):
-        load_official_state_dict(build_model("small"), {**official, "extra": torch.zeros(1)})
+    for name in ("extra", "head.0.weight"):  # a name of ours is none of theirs
+        with pytest.raises(TenfoldError, match=f"hold an unknown or repeated {name}"):
+            load_official_state_dict(build_model("small"), {**official, name: torch.zeros(1)})
     with pytest.raises(TenfoldError, match=r"level\.2\.weight is \[10, 14\] in the weights and \[11, 14\]"):
         load_official_state_dict(build_model("small", number_class=11), official)
 
@@ -217,6 +233,15 @@ def test_a_torchvision_state_dict_fills_the_backbone() -> None:
     images = torch.rand(2, 3, 64, 64)
     pooled = stages.eval()(images)[-1].mean(dim=(2, 3))
     torch.testing.assert_close(network.eval().fc(pooled), network(images))
+
+
+def test_old_torchvision_files_without_counters_fill_it_too() -> None:
+    weights = {
+        k: v for k, v in models.resnet18().state_dict().items() if not k.endswith("num_batches_tracked")
+    }
+    stages = ResNetStages("resnet18")
+    load_torchvision_state_dict(stages, weights)
+    assert torch.equal(stages.layer4[1].conv2.weight, weights["layer4.1.conv2.weight"])
 
 
 def test_imagenet_weights_come_from_a_file_or_the_cache_and_are_checked(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +19,11 @@ from torchvision.transforms import functional as tv
 
 from tenfold.pmt_iqa.pixels import (
     CropRule,
-    Crops,
     PixelStore,
     decode,
     judging_crops,
     normalise,
+    picture_size,
     random_crops,
     read_picture,
 )
@@ -108,7 +111,7 @@ def test_a_store_that_is_there_already_is_not_copied(store: PixelStore) -> None:
 
 @pytest.mark.gpu
 def test_crops_on_the_gpu_are_those_on_the_cpu(store: PixelStore) -> None:
-    where = random_crops(torch.arange(4), store.sizes, 8, 5, make_generator(0)).packed()
+    where = random_crops(torch.arange(4), store.sizes, 8, 5, make_generator(0))
     moved = store.to(torch.device("cuda"))
     assert torch.equal(moved.crop(where.cuda(), 8).cpu(), store.crop(where, 8))
     np.testing.assert_array_equal(moved.picture(2), store.picture(2))
@@ -141,38 +144,31 @@ def test_a_single_small_image_has_no_more_like_it(pictures: list[np.ndarray]) ->
 # Random crops
 
 
-def rows(crops: Crops) -> list[list[int]]:
-    found: list[list[int]] = crops.packed().tolist()
-    return found
-
-
 def test_random_crops_come_image_by_image(store: PixelStore) -> None:
     crops = random_crops(torch.tensor([2, 0, 3]), store.sizes, 8, 4, make_generator(0))
-    assert len(crops) == 12
-    assert crops.images.tolist() == [2] * 4 + [0] * 4 + [3] * 4
+    assert crops.shape == (12, 4) and crops.dtype == torch.int64
+    assert crops[:, 0].tolist() == [2] * 4 + [0] * 4 + [3] * 4
 
 
 def test_random_crops_reach_every_place_and_none_outside(store: PixelStore) -> None:
-    crops = random_crops(torch.arange(4), store.sizes, 8, 2000, make_generator(0))
+    image, tops, lefts, _ = random_crops(torch.arange(4), store.sizes, 8, 2000, make_generator(0)).T
     for index, (height, width) in enumerate(SHAPES):
-        mine = crops.images == index
-        assert set(crops.tops[mine].tolist()) == set(range(height - 7))
-        assert set(crops.lefts[mine].tolist()) == set(range(width - 7))
+        assert set(tops[image == index].tolist()) == set(range(height - 7))
+        assert set(lefts[image == index].tolist()) == set(range(width - 7))
 
 
 def test_random_crops_prefer_no_place(store: PixelStore) -> None:
     """5 x 13 places; each is expected 400 times, with a deviation of 20."""
-    crops = random_crops(torch.tensor([0]), store.sizes, 8, 26_000, make_generator(1))
-    counts = torch.bincount(crops.tops * 13 + crops.lefts, minlength=65)
+    _, tops, lefts, _ = random_crops(torch.tensor([0]), store.sizes, 8, 26_000, make_generator(1)).T
+    counts = torch.bincount(tops * 13 + lefts, minlength=65)
     assert counts.min() > 300 and counts.max() < 500
 
 
 def test_half_of_the_random_crops_are_mirrored(store: PixelStore) -> None:
-    crops = random_crops(torch.tensor([0]), store.sizes, 8, 4000, make_generator(0))
-    assert crops.mirrored.dtype == torch.bool
-    assert 0.45 < float(crops.mirrored.float().mean()) < 0.55
-    right = crops.lefts > 6
-    assert 0.4 < float(crops.mirrored[right].float().mean()) < 0.6
+    _, _, lefts, mirrored = random_crops(torch.tensor([0]), store.sizes, 8, 4000, make_generator(0)).T
+    assert set(mirrored.tolist()) == {0, 1}
+    assert 0.45 < float(mirrored.float().mean()) < 0.55
+    assert 0.4 < float(mirrored[lefts > 6].float().mean()) < 0.6
 
 
 def test_mirroring_can_be_left_out_and_moves_no_crop(store: PixelStore) -> None:
@@ -180,30 +176,26 @@ def test_mirroring_can_be_left_out_and_moves_no_crop(store: PixelStore) -> None:
         random_crops(torch.tensor([0, 2]), store.sizes, 8, 50, make_generator(0), mirror=mirror)
         for mirror in (True, False)
     )
-    assert not other.mirrored.any() and one.mirrored.any()
-    assert torch.equal(one.packed()[:, :3], other.packed()[:, :3])
+    assert not other[:, 3].any() and one[:, 3].any()
+    assert torch.equal(one[:, :3], other[:, :3])
 
 
 def test_random_crops_repeat_with_their_generator(store: PixelStore) -> None:
     first, again, other = (
-        rows(random_crops(torch.arange(4), store.sizes, 8, 9, make_generator(seed))) for seed in (5, 5, 6)
+        random_crops(torch.arange(4), store.sizes, 8, 9, make_generator(seed)) for seed in (5, 5, 6)
     )
-    assert first == again != other
-
-
-def test_crops_can_be_taken_in_parts(store: PixelStore) -> None:
-    crops = random_crops(torch.arange(4), store.sizes, 8, 3, make_generator(0))
-    assert rows(crops[2:7]) == rows(crops)[2:7]
-    assert crops.packed().dtype == torch.int64
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 # Crops that judge
 
+NAMES = ("a.png", "b.png", "c.png", "d.png")
+
 
 def places(size: tuple[int, int], crop: int, count: int, rule: CropRule) -> list[list[int]]:
-    crops = judging_crops(torch.tensor([0]), torch.tensor([size]), crop, count, rule)
-    assert not crops.mirrored.any()
-    return crops.packed()[:, 1:3].tolist()
+    crops = judging_crops(torch.tensor([0]), torch.tensor([size]), crop, count, rule, NAMES)
+    assert not crops[:, [0, 3]].any()
+    return crops[:, 1:3].tolist()
 
 
 def test_the_centre_crop_leaves_equal_margins() -> None:
@@ -225,32 +217,46 @@ def test_grid_crops_are_spread_evenly_from_edge_to_edge() -> None:
 
 @pytest.mark.parametrize(("count", "rule"), [(25, "grid"), (4, "corners"), (1, "center"), (25, "random")])
 def test_judging_crops_lie_inside_images_of_every_size(store: PixelStore, count: int, rule: CropRule) -> None:
-    crops = judging_crops(torch.tensor([3, 0, 2, 1]), store.sizes, 8, count, rule)
-    assert crops.images.tolist() == [index for index in (3, 0, 2, 1) for _ in range(count)]
-    room = store.sizes[crops.images] - 8
-    for start, most in ((crops.tops, room[:, 0]), (crops.lefts, room[:, 1])):
-        assert (start >= 0).all() and (start <= most).all()
-    assert not crops.mirrored.any()
+    crops = judging_crops(torch.tensor([3, 0, 2, 1]), store.sizes, 8, count, rule, NAMES)
+    assert crops.dtype == torch.int64
+    assert crops[:, 0].tolist() == [index for index in (3, 0, 2, 1) for _ in range(count)]
+    room = store.sizes[crops[:, 0]] - 8
+    assert (crops[:, 1:3] >= 0).all() and (crops[:, 1:3] <= room).all()
+    assert not crops[:, 3].any()
 
 
 def test_an_image_is_judged_by_the_same_random_crops_in_any_company(store: PixelStore) -> None:
-    alone = judging_crops(torch.tensor([2]), store.sizes, 8, 25, "random")
-    together = judging_crops(torch.tensor([0, 1, 2, 3]), store.sizes, 8, 25, "random")
-    assert rows(alone) == rows(together[50:75])
+    alone = judging_crops(torch.tensor([2]), store.sizes, 8, 25, "random", NAMES)
+    together = judging_crops(torch.arange(4), store.sizes, 8, 25, "random", NAMES)
+    assert torch.equal(alone, together[50:75])
+
+
+def test_an_image_is_judged_by_the_same_random_crops_in_another_set() -> None:
+    """At another place in the list, and in another process: no hash that changes with each start of Python."""
+    sizes = torch.tensor([[100, 90]] * 2)
+    last = judging_crops(torch.tensor([1]), sizes, 8, 9, "random", ["x.png", "lake.bmp"])
+    first = judging_crops(torch.tensor([0]), sizes, 8, 9, "random", ["lake.bmp", "y.png"])
+    assert torch.equal(last[:, 1:], first[:, 1:])
+    script = (
+        "import torch; from tenfold.pmt_iqa.pixels import judging_crops as j; "
+        "print(j(torch.tensor([0]), torch.tensor([[100, 90]]), 8, 9, 'random', ['lake.bmp']).tolist())"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert json.loads(done.stdout) == first.tolist()
 
 
 def test_judging_crops_do_not_depend_on_what_was_drawn_before(store: PixelStore) -> None:
-    first = judging_crops(torch.arange(4), store.sizes, 8, 6, "random")
+    first = judging_crops(torch.arange(4), store.sizes, 8, 6, "random", NAMES)
     torch.manual_seed(123)
     torch.rand(77)
-    assert rows(judging_crops(torch.arange(4), store.sizes, 8, 6, "random")) == rows(first)
+    assert torch.equal(judging_crops(torch.arange(4), store.sizes, 8, 6, "random", NAMES), first)
 
 
-def test_random_judging_crops_differ_by_seed_and_by_image() -> None:
-    sizes = torch.tensor([[100, 100]] * 2)
-    drawn = [judging_crops(torch.arange(2), sizes, 8, 5, "random", seed).packed() for seed in (0, 1)]
-    kinds = {tuple(part[:, 1:3].flatten().tolist()) for crops in drawn for part in crops.split(5)}
-    assert len(kinds) == 4
+def test_random_judging_crops_differ_from_image_to_image_and_from_each_other() -> None:
+    sizes = torch.tensor([[200, 200]] * 4)
+    crops = judging_crops(torch.arange(4), sizes, 8, 25, "random", NAMES)
+    assert len({tuple(place) for place in crops[:, 1:3].tolist()}) > 95
 
 
 @pytest.mark.parametrize(
@@ -265,8 +271,8 @@ def test_random_judging_crops_differ_by_seed_and_by_image() -> None:
 def test_a_number_of_crops_that_does_not_fit_the_rule_is_refused(
     store: PixelStore, count: int, rule: CropRule, message: str
 ) -> None:
-    with pytest.raises(TenfoldError, match=f"^{message}; change --test-crops or --test-crop-rule$"):
-        judging_crops(torch.tensor([0]), store.sizes, 8, count, rule)
+    with pytest.raises(TenfoldError, match=f"^{message}; change --judge.crops or --judge.crop-rule$"):
+        judging_crops(torch.tensor([0]), store.sizes, 8, count, rule, NAMES)
 
 
 # Normalisation
@@ -362,6 +368,14 @@ def test_an_image_of_16_bits_is_brought_to_8(tmp_path: Path, suffix: str) -> Non
     assert np.abs(found.astype(float) - deep[:, :, None] / 257).max() <= 1
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_that_are_no_grey_levels_are_refused(tmp_path: Path, kind: type) -> None:
+    path = tmp_path / "heights.tif"
+    Image.fromarray(np.arange(16, dtype=kind).reshape(4, 4) * 1000).save(path)
+    with pytest.raises(TenfoldError, match=rf"^{re.escape(str(path))} holds numbers of any size"):
+        read_picture(path)
+
+
 def test_an_image_can_be_resized_to_a_height_and_width(tmp_path: Path) -> None:
     path = tmp_path / "two.png"
     Image.fromarray(np.repeat([[0, 200]], 4, axis=0).astype(np.uint8).repeat(8, axis=1)).save(path)
@@ -391,6 +405,21 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> Non
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TenfoldError, match=rf"^there is no image {re.escape(str(tmp_path / 'a.png'))};"):
         read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
+def test_the_size_of_a_file_is_its_height_and_width(tmp_path: Path, suffix: str) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / f"wide.{suffix}")
+    assert picture_size(tmp_path / f"wide.{suffix}") == (20, 30)
+
+
+def test_a_file_without_size_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "page.png"
+    with pytest.raises(TenfoldError, match=rf"^there is no image {re.escape(str(path))};"):
+        picture_size(path)
+    path.write_bytes(b"<html>404</html>")
+    with pytest.raises(TenfoldError, match=rf"^{re.escape(str(path))} is damaged or no image"):
+        picture_size(path)
 
 
 # Decoding many files
@@ -429,30 +458,31 @@ def test_all_files_are_resized_alike(files: list[Path]) -> None:
 def test_a_damaged_file_among_many_is_named(files: list[Path], tmp_path: Path, cached: bool) -> None:
     files[2].write_bytes(b"nothing")
     with pytest.raises(TenfoldError, match=rf"^{re.escape(str(files[2]))} is damaged"):
-        decode(files, cache=tmp_path / "cache" if cached else None)
+        decode(files, cache_folder=tmp_path / "cache" if cached else None)
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_missing_file_among_many_is_named(files: list[Path], tmp_path: Path, cached: bool) -> None:
     files[1].unlink()
     with pytest.raises(TenfoldError, match=rf"^there is no image {re.escape(str(files[1]))};"):
-        decode(files, cache=tmp_path / "cache" if cached else None)
+        decode(files, cache_folder=tmp_path / "cache" if cached else None)
 
 
 def spoil(path: Path) -> None:
-    """Make a file undecodable without changing its length and time."""
+    """Make the pixels of a file undecodable without changing its head, length and time."""
     before = path.stat()
-    path.write_bytes(bytes(before.st_size))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def test_pixels_in_the_cache_are_not_decoded_again(
     files: list[Path], pictures: list[np.ndarray], tmp_path: Path
 ) -> None:
-    assert same(decode(files, cache=tmp_path / "deep" / "cache"), pictures)
+    assert same(decode(files, cache_folder=tmp_path / "deep" / "cache"), pictures)
     for path in files:
         spoil(path)
-    assert same(decode(files, cache=tmp_path / "deep" / "cache"), pictures)
+    assert same(decode(files, cache_folder=tmp_path / "deep" / "cache"), pictures)
     with pytest.raises(TenfoldError, match="is damaged"):
         decode(files)
 
@@ -462,7 +492,10 @@ def crop_some(store: PixelStore) -> Tensor:
 
 
 def test_crops_of_cached_pixels_are_those_of_fresh_ones(files: list[Path], tmp_path: Path) -> None:
-    fresh, cached = decode(files, cache=tmp_path / "cache"), decode(files, cache=tmp_path / "cache")
+    fresh, cached = (
+        decode(files, cache_folder=tmp_path / "cache"),
+        decode(files, cache_folder=tmp_path / "cache"),
+    )
     assert torch.equal(fresh.sizes, cached.sizes)
     assert torch.equal(crop_some(fresh), crop_some(cached))
 
@@ -481,18 +514,18 @@ def bmp(path: Path, colour: int, side: int = 4) -> Path:
 
 def test_a_file_that_changed_its_time_is_decoded_again(tmp_path: Path) -> None:
     paths = [bmp(tmp_path / f"{k}.bmp", 10 * k) for k in range(3)]
-    decode(paths, cache=tmp_path / "cache")
+    decode(paths, cache_folder=tmp_path / "cache")
     length = paths[1].stat().st_size
     rewrite(paths[1], np.full((4, 4, 3), 222, np.uint8), later_ns=1_000_000)
     assert paths[1].stat().st_size == length
-    assert decode(paths, cache=tmp_path / "cache").picture(1)[0, 0].tolist() == [222] * 3
+    assert decode(paths, cache_folder=tmp_path / "cache").picture(1)[0, 0].tolist() == [222] * 3
 
 
 def test_a_file_that_changed_its_length_is_decoded_again(tmp_path: Path) -> None:
     paths = [bmp(tmp_path / f"{k}.bmp", 10 * k) for k in range(3)]
-    decode(paths, cache=tmp_path / "cache")
+    decode(paths, cache_folder=tmp_path / "cache")
     rewrite(paths[0], np.full((9, 5, 3), 111, np.uint8), later_ns=0)
-    assert decode(paths, cache=tmp_path / "cache").sizes.tolist() == [[9, 5], [4, 4], [4, 4]]
+    assert decode(paths, cache_folder=tmp_path / "cache").sizes.tolist() == [[9, 5], [4, 4], [4, 4]]
 
 
 @pytest.mark.parametrize(
@@ -506,8 +539,8 @@ def test_another_list_of_files_is_not_served_from_the_cache(
     tmp_path: Path,
     change: Callable[[list], list],
 ) -> None:
-    decode(files, cache=tmp_path / "cache")
-    assert same(decode(change(files), cache=tmp_path / "cache"), change(pictures))
+    decode(files, cache_folder=tmp_path / "cache")
+    assert same(decode(change(files), cache_folder=tmp_path / "cache"), change(pictures))
 
 
 def test_every_resize_has_its_own_place_in_the_cache(files: list[Path], tmp_path: Path) -> None:
@@ -520,13 +553,13 @@ def test_every_resize_has_its_own_place_in_the_cache(files: list[Path], tmp_path
 def test_changing_pixels_leaves_the_cache_as_it_is(
     files: list[Path], pictures: list[np.ndarray], tmp_path: Path
 ) -> None:
-    decode(files, cache=tmp_path / "cache")
-    decode(files, cache=tmp_path / "cache").pixels.zero_()
-    assert same(decode(files, cache=tmp_path / "cache"), pictures)
+    decode(files, cache_folder=tmp_path / "cache")
+    decode(files, cache_folder=tmp_path / "cache").pixels.zero_()
+    assert same(decode(files, cache_folder=tmp_path / "cache"), pictures)
 
 
 def test_the_cache_leaves_nothing_unfinished_behind(files: list[Path], tmp_path: Path) -> None:
     for _ in range(2):
-        decode(files, cache=tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+        decode(files, cache_folder=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "1.png", "2.png", "3.png", "cache"]

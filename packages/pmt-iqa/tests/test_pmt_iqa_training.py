@@ -20,8 +20,15 @@ from tenfold.pmt_iqa.datasets import ImageSet
 from tenfold.pmt_iqa.evaluation import agreement
 from tenfold.pmt_iqa.experiments import launch_fabric
 from tenfold.pmt_iqa.schedules import official_learning_rate
-from tenfold.pmt_iqa.splits import split_by_group
-from tenfold.pmt_iqa.training import Trained, Trainer, crops_to_judge, judge_crops, make_network, train
+from tenfold.pmt_iqa.training import (
+    Trained,
+    Trainer,
+    crops_to_judge,
+    judge_crops,
+    make_network,
+    prepare,
+    train,
+)
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import Run
@@ -151,14 +158,13 @@ def test_the_first_epoch_is_classification_and_the_last_regression(
     images: ImageSet, cpu: Fabric, make_config: MakeConfig
 ) -> None:
     config = make_config(weight_decay=0.0)
-    indices, _ = split_by_group(images.groups, 0, 0.75)
-    levels = images.levels(10)
+    data = prepare(images, config, 0)
     for epoch, still in ((0, "score."), (2, "level.")):
         seed_everything(0)
         network = make_network(config.model)
         before = {name: value.clone() for name, value in network.state_dict().items()}
-        trainer = Trainer(network, config, cpu, len(indices))
-        trainer.train_epoch(images.pixels, images.scores, levels, indices, images.pixels.sizes, 0, epoch)
+        trainer = Trainer(network, config, cpu, len(data.train))
+        trainer.train_epoch(data, 0, epoch)
         after = trainer.plain_network.state_dict()
         assert all(torch.equal(after[name], before[name]) for name in after if name.startswith(still))
         assert not torch.equal(
@@ -170,11 +176,9 @@ def test_losses_of_an_epoch_are_means_over_its_crops(
     images: ImageSet, cpu: Fabric, make_config: MakeConfig
 ) -> None:
     config = make_config(lr=0.0, schedule="fixed", images_per_batch=7)  # 18 images: batches of 7, 7 and 4
-    indices, _ = split_by_group(images.groups, 0, 0.75)
-    trainer = Trainer(make_network(config.model), config, cpu, len(indices))
-    losses, crops = trainer.train_epoch(
-        images.pixels, images.scores, images.levels(10), indices, images.pixels.sizes, 0, 0
-    )
+    data = prepare(images, config, 0)
+    trainer = Trainer(make_network(config.model), config, cpu, len(data.train))
+    losses, crops = trainer.train_epoch(data, 0, 0)
     assert crops == 36
     assert losses["loss"] == pytest.approx(
         losses["regression_loss"] + losses["classification_loss"], rel=1e-5
@@ -184,29 +188,59 @@ def test_losses_of_an_epoch_are_means_over_its_crops(
 def test_the_official_rate_and_the_forgotten_moments(
     images: ImageSet, cpu: Fabric, make_config: MakeConfig
 ) -> None:
-    config = make_config(
-        lr_schedule="official", reset_optimizer_each_epoch=True, epochs=30, head_lr_ratio=10.0
-    )
+    config = make_config(lr_schedule="official", reset_optimizer_each_epoch=True, epochs=30)
     trainer = Trainer(make_network(config.model), config, cpu, 18)
-    indices = torch.arange(18)
+    data = prepare(images, config, 0)
     for epoch in (0, 7):
-        trainer.train_epoch(
-            images.pixels, images.scores, images.levels(10), indices, images.pixels.sizes, 0, epoch
-        )
+        trainer.train_epoch(data, 0, epoch)
         rates = [group["lr"] for group in trainer.plain_optimizer.param_groups]
         expected = official_learning_rate(3e-3, epoch)
-        assert rates == pytest.approx([expected, 10 * expected])
+        assert rates == pytest.approx([expected, expected])
         steps = {int(state["step"]) for state in trainer.plain_optimizer.state.values()}
         assert steps == {3}  # of this epoch alone
 
 
 def test_one_cycle_rises_and_falls(images: ImageSet, cpu: Fabric, make_config: MakeConfig) -> None:
     trainer = Trainer(make_network(make_config().model), make_config(epochs=10), cpu, 18)
-    rates = [trainer.learning_rate(epoch, step) for epoch in range(10) for step in range(3)]
+    rates = [trainer.learning_rates(epoch, step)[1] for epoch in range(10) for step in range(3)]
     assert max(rates) == pytest.approx(3e-3)
     peak = int(np.argmax(rates))
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_hyperiqa_keeps_the_features_rate_and_lowers_the_rest(
+    images: ImageSet, cpu: Fabric, make_config: MakeConfig
+) -> None:
+    config = make_config(lr=2e-5, lr_schedule="hyperiqa", epochs=16, schedule="regression")
+    trainer = Trainer(make_network(config.model), config, cpu, 18)
+    features, rest = zip(*(trainer.learning_rates(epoch, 0) for epoch in range(16)), strict=True)
+    assert set(features) == {2e-5}
+    assert rest == pytest.approx([2e-4] * 7 + [2e-5] * 3 + [2e-6] * 3 + [2e-7] * 3)
+    lda = {id(value) for value in trainer.plain_network.features.lda.parameters()}
+    assert lda <= {id(value) for value in trainer.plain_optimizer.param_groups[0]["params"]}
+
+
+def test_heads_that_were_never_trained_say_nothing(
+    images: ImageSet, cpu: Fabric, make_config: MakeConfig, make_run: MakeRun
+) -> None:
+    metrics = learn(images, make_config(schedule="regression", epochs=1), cpu, make_run("regression")).metrics
+    assert "level_accuracy" not in metrics
+    metrics = learn(images, make_config(epochs=1), cpu, make_run("progressive")).metrics
+    assert "level_accuracy" in metrics
+
+
+def test_scores_keep_their_precision_under_autocast(
+    images: ImageSet, with_model: Callable[..., RunConfig]
+) -> None:
+    for kind in ("multitask", "plain", "hyper"):
+        network = make_network(with_model(kind=kind).model)
+        network.start_at(60.0)
+        crops = training.normalise(images.pixels.crop(torch.tensor([[i, 0, 0, 0] for i in range(24)]), 32))
+        with torch.autocast("cpu", torch.bfloat16):
+            score = network(crops).score
+        assert score.dtype == torch.float32
+        assert len(score.unique()) == 24
 
 
 def test_several_passes_meet_every_image_as_often(
@@ -214,15 +248,14 @@ def test_several_passes_meet_every_image_as_often(
 ) -> None:
     config = make_config(passes_per_epoch=3, crops_per_image=1)
     trainer = Trainer(make_network(config.model), config, cpu, 18)
+    data = prepare(images, config, 0)
     orders: list[list[int]] = []
     original = training.random_crops
     monkeypatch.setattr(
         training, "random_crops", lambda order, *rest: orders.append(order.tolist()) or original(order, *rest)
     )
-    trainer.train_epoch(
-        images.pixels, images.scores, images.levels(10), torch.arange(18), images.pixels.sizes, 0, 0
-    )
-    assert sorted(orders[0]) == sorted(list(range(18)) * 3)
+    trainer.train_epoch(data, 0, 0)
+    assert sorted(orders[0]) == sorted(data.train.tolist() * 3)
     assert orders[0][:18] != orders[0][18:36]
 
 
@@ -233,7 +266,7 @@ def test_judging_is_the_mean_over_the_crops_of_each_image(
     config = with_model(kind=kind)
     network = make_network(config.model).eval()
     chosen = torch.tensor([5, 1, 20])
-    where = crops_to_judge(config, images.pixels.sizes, chosen)
+    where = crops_to_judge(config, images, chosen)
     level_scores = torch.arange(10.0)
     judged = judge_crops(network, config, cpu, images.pixels, where, level_scores, batch_size=5)
     with torch.no_grad():
@@ -250,7 +283,7 @@ def test_classification_alone_judges_by_the_expected_level(
 ) -> None:
     config = make_config(schedule="classification")
     network = make_network(config.model).eval()
-    where = crops_to_judge(config, images.pixels.sizes, torch.arange(4))
+    where = crops_to_judge(config, images, torch.arange(4))
     level_scores = torch.linspace(0.5, 9.5, 10)
     judged = judge_crops(network, config, cpu, images.pixels, where, level_scores)
     torch.testing.assert_close(judged.scores, judged.levels @ level_scores)
@@ -267,6 +300,11 @@ def test_what_cannot_be_trained_is_said(
     equal = replace(images, scores=torch.full((24,), 3.0))
     with pytest.raises(TenfoldError, match="all labels are 3"), make_run("equal") as run:
         train(equal, make_config(), 0, cpu, run)
+    single = replace(images, scores=torch.where(torch.arange(24) % 12 == 3, 5.0, 2.0))
+    test = prepare(images, make_config(), 0).test
+    single.scores[test] = 2.0
+    with pytest.raises(TenfoldError, match="the test images have a single score"), make_run("single") as run:
+        train(single, make_config(), 0, cpu, run)
     with pytest.raises(TenfoldError, match="no number any more in epoch"), make_run("diverges") as run:
         train(images, make_config(lr=1e30, lr_schedule="constant"), 0, cpu, run)
 
@@ -287,7 +325,7 @@ def test_a_step_never_waits_for_the_device(
 ) -> None:
     config = with_model(kind=kind)
     trainer = Trainer(make_network(config.model), config, cpu, 18)
-    where = crops_to_judge(config, images.pixels.sizes, torch.arange(3))
+    where = crops_to_judge(config, images, torch.arange(3))
     levels = images.levels(10)
     with NoWaiting():
         output = trainer.network(training.normalise(images.pixels.crop(where, 32)))
@@ -341,7 +379,7 @@ def test_a_step_on_a_gpu_never_waits_for_it(images: ImageSet, make_config: MakeC
     trainer = Trainer(make_network(make_config().model), make_config(), fabric, 18)
     store, where = (
         images.pixels.to(fabric.device),
-        crops_to_judge(make_config(), images.pixels.sizes, torch.arange(6)),
+        crops_to_judge(make_config(), images, torch.arange(6)),
     )
     scores, levels, where = images.scores.cuda(), images.levels(10).cuda(), where.cuda()
 

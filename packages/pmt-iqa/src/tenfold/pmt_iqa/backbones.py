@@ -127,6 +127,27 @@ def make_backbone(name: BackboneName) -> ResNetStages | SmallStages:
     return SmallStages() if name == "small" else ResNetStages(name)
 
 
+def imagenet_file(name: ResNetName, file: Path | None = None, download: bool = False) -> Path:
+    """Where the ImageNet weights of a network are.
+
+    Args:
+        name: of the network.
+        file: a torchvision state dict; by default the one in torch's own cache.
+        download: whether it may be missing there, because it will be fetched.
+
+    Raises:
+        TenfoldError: the file is missing.
+    """
+    expected = Path(urlsplit(_IMAGENET[name].url).path).name
+    path = file or Path(torch.hub.get_dir(), "checkpoints", expected)
+    if not path.exists() and (file is not None or not download):
+        raise TenfoldError(
+            f"the ImageNet weights of {name} are not at {path}; give --download to fetch them, or their file "
+            f"({expected}) with --imagenet-weights, or train without them with --model.no-pretrained"
+        )
+    return path
+
+
 def load_imagenet_weights(
     backbone: ResNetStages, name: ResNetName, file: Path | None = None, download: bool = False
 ) -> None:
@@ -141,20 +162,13 @@ def load_imagenet_weights(
     Raises:
         TenfoldError: the file is missing, damaged, or of another network.
     """
-    weights = _IMAGENET[name]
-    expected = Path(urlsplit(weights.url).path).name
-    path = file or Path(torch.hub.get_dir(), "checkpoints", expected)
-    if file is None and download and not path.exists():
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    else:
-        if not path.exists():
-            raise TenfoldError(
-                f"the ImageNet weights of {name} are not at {path}; give --download to fetch them, or their file "
-                f"({expected}) with --imagenet-weights, or train without them with --no-pretrained"
-            )
+    path = imagenet_file(name, file, download)
+    if path.exists():
         if file is None:
             _check_digest(path)
         state = load_checkpoint(path)
+    else:
+        state = _IMAGENET[name].get_state_dict(progress=False, check_hash=True)
     load_torchvision_state_dict(backbone, state)
 
 
@@ -164,7 +178,11 @@ def load_torchvision_state_dict(backbone: nn.Module, state_dict: Mapping[str, Te
     Raises:
         TenfoldError: a tensor is missing, of another shape, or has no place here; it is named.
     """
-    load_strictly(backbone, {key: value for key, value in state_dict.items() if not key.startswith("fc.")})
+    counters = {
+        key: value for key, value in backbone.state_dict().items() if key.endswith("num_batches_tracked")
+    }
+    own = {key: value for key, value in state_dict.items() if not key.startswith("fc.")}
+    load_strictly(backbone, {**counters, **own})  # files of torchvision's early years have no counters
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import gamma
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -21,12 +22,13 @@ from sklearn.svm import SVR
 from torch import Tensor
 
 from tenfold.pmt_iqa.pixels import PixelStore
+from tenfold.shared.logging import TenfoldError
 
 Floats = NDArray[np.float64]
 
 _SHAPES = np.arange(0.2, 10.001, 0.001)
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
-_GRID = {"svr__C": (1.0, 10.0, 100.0, 1000.0), "svr__gamma": (0.001, 0.01, 0.1)}
+_GRID = {"regressor__svr__C": (0.3, 1.0, 3.0, 10.0, 30.0), "regressor__svr__gamma": (0.003, 0.01, 0.03, 0.1)}
 
 
 def brisque_features(luma: Tensor) -> Tensor:
@@ -44,7 +46,10 @@ def brisque_features(luma: Tensor) -> Tensor:
 
 
 def normalised_coefficients(luma: Tensor) -> Tensor:
-    """MSCN: ``(x - mean) / (deviation + 1)`` in a 7 x 7 Gaussian window of deviation 7/6; [n, 1, H, W]."""
+    """MSCN: ``(x - mean) / (deviation + 1)`` in a 7 x 7 Gaussian window of deviation 7/6; [n, 1, H, W].
+
+    Edges are continued by their last pixel, where the original pads with zeros.
+    """
     steps = torch.arange(-3, 4, dtype=torch.float64)
     line = torch.exp(-(steps**2) / (2 * (7 / 6) ** 2))
     line = (line / line.sum()).to(luma)
@@ -81,12 +86,20 @@ def fit_and_predict(
         groups: of all images.
         train: indices that train.
         test: indices to predict.
+
+    Raises:
+        TenfoldError: the training images are all of one group.
     """
     own = [groups[index] for index in train]
+    if len(set(own)) < 2:
+        raise TenfoldError(
+            "the training images are all of one group, so nothing can be tuned on others; add images"
+        )
     folds = GroupKFold(min(3, len(set(own))))
-    search = GridSearchCV(
-        make_pipeline(StandardScaler(), SVR()), _GRID, cv=folds, scoring="neg_mean_absolute_error"
+    regression = TransformedTargetRegressor(
+        make_pipeline(StandardScaler(), SVR()), transformer=StandardScaler()
     )
+    search = GridSearchCV(regression, _GRID, cv=folds, scoring="neg_mean_absolute_error")
     search.fit(features[train], scores[train], groups=own)
     return np.asarray(search.predict(features[test]), dtype=np.float64)
 

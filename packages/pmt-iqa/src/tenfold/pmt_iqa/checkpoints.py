@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tenfold.pmt_iqa.backbones import load_strictly
 from tenfold.pmt_iqa.model import MultiTaskNetwork
+from tenfold.shared.logging import TenfoldError
 
 _OFFICIAL = (  # theirs, ours
     (r"res\.lda(\d)_pool\.0\.", r"features.lda.\1.reduce."),
@@ -44,9 +45,16 @@ def load_official_state_dict(model: MultiTaskNetwork, state_dict: Mapping[str, T
     Raises:
         TenfoldError: a tensor is missing, of another shape, or has no place here; it is named.
     """
-    load_strictly(
-        model, {official_to_ours(re.sub(r"^module\.", "", key)): value for key, value in state_dict.items()}
-    )
+    renamed: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        plain = re.sub(r"^module\.", "", key)
+        ours = official_to_ours(plain)
+        if ours == plain or ours in renamed:
+            raise TenfoldError(
+                f"the weights hold an unknown or repeated {key}; give the authors' state dict as it is"
+            )
+        renamed[ours] = value
+    load_strictly(model, renamed)
 
 
 def official_state_dict(model: MultiTaskNetwork) -> dict[str, Tensor]:

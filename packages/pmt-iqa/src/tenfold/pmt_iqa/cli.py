@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 import time
@@ -15,11 +13,12 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import tyro
+from lightning_fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tenfold.pmt_iqa.backbones import ResNetName
+from tenfold.pmt_iqa.backbones import ResNetName, imagenet_file
 from tenfold.pmt_iqa.checkpoints import load_official_state_dict
 from tenfold.pmt_iqa.config import JudgeConfig, ModelConfig, RunConfig, TrainConfig
 from tenfold.pmt_iqa.datasets import DATASETS, ImageSet, csv_table, load, load_dataset
@@ -173,6 +172,8 @@ class Train:
     """Only warnings and errors."""
 
     def run(self) -> int:
+        if self.model.pretrained and self.model.backbone != "small":
+            imagenet_file(self.model.backbone, self.imagenet_weights, self.download)
         is_csv = self.dataset == "csv"
         images = (
             self.csv.load(self.cache)
@@ -189,7 +190,7 @@ class Train:
             self.judge,
         )
         fabric = launch_fabric(self.accelerator)
-        record = {**plain(config), "seed": self.seed, **({"labels": _digest(images)} if is_csv else {})}
+        record = {**plain(config), "seed": self.seed, **({"images": images.digest()} if is_csv else {})}
         name = f"{images.name}-{self.train.schedule}-{config_hash(record)[:8]}"
         method = "PMT-IQA" if self.train.schedule == "progressive" else self.train.schedule
         key = RunKey(PAPER, "single", name, self.seed, images.name, "single", method)
@@ -236,28 +237,38 @@ class Evaluate:
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
 
     def run(self) -> int:
-        is_csv = self.dataset == "csv"
-        images = (
-            self.csv.load(self.cache)
-            if is_csv
-            else load_dataset(self.dataset, _data_root(self.data_root), self.cache)
-        )
-        if self.official is None:
-            scorer = Scorer.load(self.checkpoint, launch_fabric(self.accelerator))
+        fabric = launch_fabric(self.accelerator)
+        weights: Mapping[str, Any] | None = None
+        scorer: Scorer | None = None
+        if self.official is None:  # what is wrong with the file is said before images are decoded
+            scorer = Scorer.load(self.checkpoint, fabric)
+        elif self.checkpoint is None:
+            raise TenfoldError("--official needs the file of the weights: give --checkpoint")
         else:
-            scorer = _official_scorer(self.checkpoint, self.official, images, self.accelerator)
-        size = scorer.config.train.crop_size
-        images.pixels.check_size(size, images.names)
-        where = crops_to_judge(scorer.config, images.pixels.sizes, torch.arange(len(images.names)))
-        store = images.pixels.to(scorer.fabric.device)
-        judged = judge_crops(scorer.network, scorer.config, scorer.fabric, store, where, scorer.level_scores)
-        sign = 1.0 if scorer.scale.higher_is_better == images.scale.higher_is_better else -1.0
-        found = agreement(sign * judged.scores.numpy(), images.scores.numpy(), self.plcc_fit)
+            weights = load_checkpoint(self.checkpoint)
+        if self.dataset == "csv":
+            resize = self.csv.resize or (scorer.resize if scorer else None)
+            images = replace(self.csv, resize=resize).load(self.cache)
+        else:
+            images = load_dataset(self.dataset, _data_root(self.data_root), self.cache)
+        if scorer is None:
+            assert weights is not None and self.official is not None
+            scorer = _official_scorer(weights, self.official, images, fabric)
+        images.pixels.check_size(scorer.config.train.crop_size, images.names)
+        where = crops_to_judge(scorer.config, images, torch.arange(len(images.names)))
+        store = images.pixels.to(fabric.device)
+        judged = judge_crops(scorer.network, scorer.config, fabric, store, where, scorer.level_scores)
+        # Scales of two data sets can differ, also in direction: both are compared as per cent.
+        found = agreement(
+            scorer.scale.percent(judged.scores.numpy(), clip=False),
+            images.scale.percent(images.scores.numpy(), clip=False),
+            self.plcc_fit,
+        )
         table = Table(title=f"{images.name}: {len(images.names)} images", title_justify="left")
         for name in found:
             table.add_column(name, justify="right")
         table.add_row(*(f"{value:.4f}" for value in found.values()))
-        if scorer.fabric.is_global_zero:
+        if fabric.is_global_zero:
             Console().print(table)
         return 0
 
@@ -282,7 +293,10 @@ class ScoreCommand:
 
     def run(self) -> int:
         paths = pictures_in(self.path)
-        scorer = Scorer.load(self.checkpoint, launch_fabric(self.accelerator))
+        fabric = launch_fabric(self.accelerator)
+        if fabric.world_size > 1:
+            raise TenfoldError("pictures are scored by one process; leave out --devices and torchrun")
+        scorer = Scorer.load(self.checkpoint, fabric)
         base = self.path if self.path.is_dir() else self.path.parent
         scores: list[Score] = []
         left_out = 0
@@ -397,12 +411,9 @@ def _profile(name: str) -> Profile:
 
 
 def _official_scorer(
-    path: Path | None, backbone: ResNetName, images: ImageSet, accelerator: AcceleratorConfig
+    content: Mapping[str, Any], backbone: ResNetName, images: ImageSet, fabric: Fabric
 ) -> Scorer:
     """A scorer around weights in the authors' names, its network built to match them."""
-    if path is None:
-        raise TenfoldError("--official needs the file of the weights: give --checkpoint")
-    content = load_checkpoint(path)
     weights: Mapping[str, Any] = content.get("state_dict", content)
 
     def rows(key: str, otherwise: int) -> int:
@@ -419,15 +430,7 @@ def _official_scorer(
     )
     config = RunConfig(images.name, model=model)
     level_scores = torch.linspace(images.scale.low, images.scale.high, levels)
-    return Scorer(
-        network, config, level_scores, images.scale, images.resize, images.name, launch_fabric(accelerator)
-    )
-
-
-def _digest(images: ImageSet) -> str:
-    """Of names and labels of a table."""
-    content = json.dumps([images.names, images.scores.tolist(), images.groups])
-    return hashlib.sha256(content.encode()).hexdigest()
+    return Scorer(network, config, level_scores, images.scale, images.resize, images.name, fabric)
 
 
 def _data_root(given: Path | None) -> Path:

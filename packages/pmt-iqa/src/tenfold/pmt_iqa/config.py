@@ -78,10 +78,9 @@ class TrainConfig:
     """Adam with L2 weight decay, or SGD with momentum 0.9 and none, as in the authors' code."""
     lr: float = 1.0933302953170044e-4
     """Learning rate, or the peak of "one-cycle"."""
-    head_lr_ratio: float = 1.0
-    """The rate of all but the backbone, as a multiple; 10 for HyperIQA."""
-    lr_schedule: Literal["official", "one-cycle", "constant"] = "official"
-    """7 epochs, then a tenth every 6; or a cosine up and down over all steps."""
+    lr_schedule: Literal["official", "one-cycle", "constant", "hyperiqa"] = "official"
+    """7 epochs, then a tenth every 6; or a cosine up and down over all steps; or HyperIQA's: constant for the features,
+    official for the rest, which begins at ten times the rate."""
     weight_decay: float = 5e-4
     """Of Adam, added to the gradient."""
     reset_optimizer_each_epoch: bool = True
@@ -97,11 +96,25 @@ class TrainConfig:
                 raise TenfoldError(
                     f"--train.{name.replace('_', '-')} is at least 1, not {getattr(self, name)}"
                 )
-        for name in ("lr", "head_lr_ratio", "weight_decay"):
+        for name in ("lr", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise TenfoldError(f"--train.{name.replace('_', '-')} is at least 0 and finite")
         if min(self.fixed_weights) < 0 or sum(self.fixed_weights) == 0:
             raise TenfoldError("--train.fixed-weights are at least 0, and not both 0")
+        if self.images_per_batch * self.crops_per_image < 2:
+            raise TenfoldError(
+                "a batch has at least 2 crops, which batch norm needs; raise --train.crops-per-image"
+            )
+
+    @property
+    def learns_scores(self) -> bool:
+        """Whether regression ever has a weight."""
+        return self.schedule != "classification" and (self.schedule != "fixed" or self.fixed_weights[0] > 0)
+
+    @property
+    def learns_levels(self) -> bool:
+        """Whether classification ever has a weight."""
+        return self.schedule != "regression" and (self.schedule != "fixed" or self.fixed_weights[1] > 0)
 
 
 @dataclass(frozen=True)
@@ -137,3 +150,9 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def __post_init__(self) -> None:
+        if self.model.kind != "multitask" and self.train.schedule != "regression":
+            raise TenfoldError(
+                f"a {self.model.kind} network has no levels to classify; give --train.schedule regression"
+            )

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 from torch import Tensor
 
 from tenfold.pmt_iqa.degradations import DistortedPictures, bundled_photographs, distort, folder_photographs
-from tenfold.pmt_iqa.levels import LevelRule, equal_width_levels, quality_level
+from tenfold.pmt_iqa.levels import LevelRule, check_scores_differ, equal_width_levels, quality_level
 from tenfold.pmt_iqa.pixels import PixelStore, decode
 from tenfold.shared.logging import TenfoldError
 
@@ -31,10 +35,11 @@ class ScoreScale:
     higher_is_better: bool
     """MOS; a DMOS is better when it is lower."""
 
-    def percent(self, score: NDArray[np.float64] | float) -> NDArray[np.float64]:
-        """A score as 0 (worst) to 100 (best)."""
-        share = np.clip((np.asarray(score, dtype=np.float64) - self.low) / (self.high - self.low), 0, 1)
-        return np.asarray(100 * (share if self.higher_is_better else 1 - share))
+    def percent(self, score: ArrayLike, clip: bool = True) -> NDArray[np.float64]:
+        """A score as 0 (worst) to 100 (best); without ``clip`` also beyond."""
+        share = (np.asarray(score, dtype=np.float64) - self.low) / (self.high - self.low)
+        found = 100 * (share if self.higher_is_better else 1 - share)
+        return np.asarray(np.clip(found, 0, 100) if clip else found)
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,20 @@ class ImageSet:
             groups=tuple(self.groups[index] for index in chosen),
         )
 
+    def digest(self) -> str:
+        """SHA-256 of everything that a training depends on: pixels, labels, groups and scale."""
+        content = hashlib.sha256(self.pixels.pixels.numpy().tobytes())
+        labels = [
+            self.names,
+            self.pixels.sizes.tolist(),
+            self.scores.tolist(),
+            self.groups,
+            self.rule,
+            str(self.scale),
+        ]
+        content.update(json.dumps(labels).encode())
+        return content.hexdigest()
+
     def levels(self, number_class: int, clamp: bool = True) -> Tensor:
         """Quality level of every image, int64 [n].
 
@@ -84,12 +103,13 @@ class ImageSet:
             TenfoldError: all scores are equal, or unclamped levels exceed the number of classes.
         """
         scores = self.scores.numpy()
-        if np.ptp(scores) == 0:
-            equal_width_levels(scores, scores[0], scores[0])  # says so
+        check_scores_differ(scores)
         if self.rule == "equal-width":
             levels = equal_width_levels(scores, self.scale.low, self.scale.high, number_class)
         else:
             levels = np.asarray(quality_level(self.rule, scores, clamp, number_class))
+        if levels.min() < 0:
+            raise TenfoldError(f"{self.name} has labels below the lowest level; check its labels")
         if levels.max() >= number_class:
             raise TenfoldError(
                 f"{self.name} has images of level {levels.max()}, and {number_class} classes end at "
@@ -104,9 +124,9 @@ class ImageSet:
 def live_table(root: Path) -> ScoreTable:
     """LIVE release 2: 779 distorted images of 29 references; the originals are left out."""
     folder = _folder(root, "live", "LIVE release 2")
-    labels = _mat(folder / "dmos_realigned.mat")
-    dmos, originals = labels["dmos_new"].ravel(), labels["orgs"].ravel().astype(bool)
-    references = [str(np.squeeze(name)) for name in _mat(folder / "refnames_all.mat")["refnames_all"].ravel()]
+    dmos = _mat(folder / "dmos_realigned.mat", "dmos_new").ravel()
+    originals = _mat(folder / "dmos_realigned.mat", "orgs").ravel().astype(bool)
+    references = [str(np.squeeze(name)) for name in _mat(folder / "refnames_all.mat", "refnames_all").ravel()]
     counts = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
     paths = [
         folder / kind / f"img{number}.bmp" for kind, count in counts.items() for number in range(1, count + 1)
@@ -150,11 +170,9 @@ def tid2013_table(root: Path) -> ScoreTable:
 def livec_table(root: Path) -> ScoreTable:
     """LIVE in the Wild Challenge: 1162 photographs; the first 7 of the list are training images and left out."""
     folder = _folder(root, "livec", "LIVE in the Wild Challenge")
-    names = [
-        str(np.squeeze(name))
-        for name in _mat(folder / "Data/AllImages_release.mat")["AllImages_release"].ravel()
-    ]
-    mos = _mat(folder / "Data/AllMOS_release.mat")["AllMOS_release"].ravel().astype(np.float32)
+    listed = _mat(folder / "Data/AllImages_release.mat", "AllImages_release").ravel()
+    names = [str(np.squeeze(name)) for name in listed]
+    mos = _mat(folder / "Data/AllMOS_release.mat", "AllMOS_release").ravel().astype(np.float32)
     if len(names) != len(mos):
         raise TenfoldError(f"{folder / 'Data'} has {len(names)} images and {len(mos)} scores; get it again")
     paths = tuple(folder / "Images" / name for name in names[7:])
@@ -165,21 +183,21 @@ def koniq_table(root: Path) -> ScoreTable:
     """KonIQ-10k: 10073 photographs, resized to half their size."""
     folder = _folder(root, "koniq10k", "KonIQ-10k")
     table = _csv(folder / "koniq10k_scores_and_distributions.csv", ("image_name", "MOS_zscore"))
-    names = tuple(table["image_name"].astype(str))
+    names = tuple(table["image_name"])
     paths = tuple(folder / "1024x768" / name for name in names)
-    scores = table["MOS_zscore"].to_numpy(np.float32)
+    scores = _column_of_numbers(table["MOS_zscore"], folder / "koniq10k_scores_and_distributions.csv")
     return ScoreTable("koniq10k", paths, scores, names, "koniq10k", ScoreScale(0.0, 100.0, True), (384, 512))
 
 
 def bid_table(root: Path) -> ScoreTable:
     """BID: 586 photographs of authentic blur, resized to squares; image number and MOS in a workbook."""
     folder = _folder(root, "bid", "BID")
-    books = sorted(folder.glob("*.xlsx"))
+    books = sorted(path for path in folder.rglob("*.xlsx") if not path.name.startswith("~$"))
     if not books:
-        raise TenfoldError(f"there is no workbook with BID's scores (*.xlsx) in {folder}")
-    numbers = pd.read_excel(books[0], header=None).iloc[:, :2].apply(pd.to_numeric, errors="coerce").dropna()
-    paths = tuple(folder / "ImageDatabase" / f"DatabaseImage{int(number):04d}.JPG" for number in numbers[0])
-    scores = numbers[1].to_numpy(np.float32)
+        raise TenfoldError(f"there is no workbook with BID's scores (*.xlsx) below {folder}")
+    numbers, scores = _workbook(books[0])
+    images = folder / "ImageDatabase" if (folder / "ImageDatabase").is_dir() else folder
+    paths = tuple(images / f"DatabaseImage{number:04d}.JPG" for number in numbers)
     names = tuple(path.name for path in paths)
     return ScoreTable("bid", paths, scores, names, "bid", ScoreScale(0.0, 5.0, True), (512, 512))
 
@@ -214,11 +232,12 @@ def csv_table(
         TenfoldError: a column is missing, a score is no number, an image is not there, or all scores are equal.
     """
     table = _csv(path, ("image", "score"))
-    scores = pd.to_numeric(table["score"], errors="coerce").to_numpy(np.float32)
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        raise TenfoldError(f"line {bad[0] + 2} of {path} has no number for a score; mend or remove it")
-    names = table["image"].astype(str)
+    scores = _column_of_numbers(table["score"], path)
+    for column in ("image", "group"):
+        if column in table and table[column].isna().any():
+            line = int(table[column].isna().to_numpy().argmax()) + 2
+            raise TenfoldError(f"line {line} of {path} has no {column}; mend or remove it")
+    names = table["image"]
     paths = tuple((images or path.parent) / name for name in names)
     missing = [found for found in paths if not found.is_file()]
     if missing:
@@ -228,11 +247,17 @@ def csv_table(
         )
     if len(paths) < 2:
         raise TenfoldError(f"{path} lists {len(paths)} images; at least 2 are needed")
+    check_scores_differ(scores)
     low, high = scale or (float(scores.min()), float(scores.max()))
-    equal_width_levels(scores, low, high)  # says that all scores are equal
-    groups = tuple(table["group"].astype(str)) if "group" in table else tuple(names)
+    if not low <= scores.min() <= scores.max() <= high:
+        raise TenfoldError(
+            f"the scores of {path} go from {scores.min():g} to {scores.max():g}, outside the scale from {low:g} to "
+            f"{high:g}; give its ends with --csv.scale LOW HIGH"
+        )
+    groups = tuple(table["group"]) if "group" in table else tuple(names)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "csv"
     return ScoreTable(
-        path.stem, paths, scores, groups, "equal-width", ScoreScale(low, high, higher_is_better), resize
+        name, paths, scores, groups, "equal-width", ScoreScale(low, high, higher_is_better), resize
     )
 
 
@@ -309,17 +334,21 @@ def _folder(root: Path, name: str, title: str) -> Path:
     return folder
 
 
-def _mat(path: Path) -> dict[str, NDArray[np.generic]]:
+def _mat(path: Path, variable: str) -> NDArray[np.generic]:
+    """One variable of a Matlab file."""
     try:
         content: dict[str, NDArray[np.generic]] = loadmat(path)
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise TenfoldError(f"{path} is missing or no Matlab file; get the data set's labels again") from error
-    return content
+        return content[variable]
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError, MatReadError) as error:
+        raise TenfoldError(
+            f"{path} is missing, damaged, or lacks the variable {variable}; get the data set's labels again"
+        ) from error
 
 
 def _csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A table of texts with some columns."""
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, dtype=str)
     except FileNotFoundError as error:
         raise TenfoldError(f"there is no table {path}") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -332,12 +361,41 @@ def _csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
+def _column_of_numbers(column: pd.Series, path: Path) -> NDArray[np.float32]:
+    numbers: NDArray[np.float32] = pd.to_numeric(column, errors="coerce").to_numpy(np.float32)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        raise TenfoldError(f"line {bad[0] + 2} of {path} has no number for a score; mend or remove it")
+    return numbers
+
+
+def _workbook(path: Path) -> tuple[list[int], NDArray[np.float32]]:
+    """Image numbers and scores: the first two columns of every row that begins with a number."""
+    try:
+        table = pd.read_excel(path, header=None).iloc[:, :2].apply(pd.to_numeric, errors="coerce")
+        rows = table[table[0].notna()]
+        scores: NDArray[np.float32] = rows[1].to_numpy(np.float32)
+    except (ValueError, KeyError, OSError, BadZipFile) as error:
+        raise TenfoldError(
+            f"{path} is no workbook of image numbers and scores; get BID's labels again"
+        ) from error
+    if not len(scores) or not np.isfinite(scores).all():
+        raise TenfoldError(f"{path} lacks the score of an image; get BID's labels again")
+    return [int(number) for number in rows[0]], scores
+
+
 def _lines(path: Path) -> list[str]:
+    """The lines of two words or more."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise TenfoldError(f"there is no list of labels at {path}") from error
-    return [line.strip() for line in lines if re.search(r"\S+\s+\S+", line)]
+    except UnicodeDecodeError as error:
+        raise TenfoldError(f"{path} is no text file; get the data set's labels again") from error
+    found = [line.strip() for line in lines if re.search(r"\S+\s+\S+", line)]
+    if not found:
+        raise TenfoldError(f"{path} lists no labels; get it again")
+    return found
 
 
 def _numbers(lines: list[str], column: int) -> NDArray[np.float32]:

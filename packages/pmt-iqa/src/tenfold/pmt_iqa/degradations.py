@@ -99,7 +99,7 @@ def folder_photographs(folder: Path) -> dict[str, Picture]:
     )
     if len(paths) < 4:
         raise TenfoldError(f"{folder} holds {len(paths)} photographs; at least 4 are needed to split them")
-    return {path.stem: read_picture(path) for path in paths}
+    return {path.name: read_picture(path) for path in paths}
 
 
 def distort(

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import curve_fit
 from scipy.special import expit
-from scipy.stats import bootstrap, kendalltau, pearsonr, spearmanr, ttest_rel
+from scipy.stats import bootstrap, kendalltau, pearsonr, spearmanr
+from scipy.stats import t as student_t
 from sklearn.metrics import root_mean_squared_error
 
 from tenfold.shared.logging import TenfoldError
@@ -49,24 +50,27 @@ def agreement(predictions: ArrayLike, labels: ArrayLike, plcc_fit: PlccFit = "no
 
 
 def logistic_fit(predictions: ArrayLike, labels: ArrayLike) -> Floats:
-    """Predictions mapped onto labels: ``b2 + (b1 - b2) / (1 + exp(-(x - b3) / b4))`` by least squares (VQEG).
+    """Predictions mapped onto labels by a rising logistic curve of four parameters, by least squares (VQEG).
 
-    Where the curve cannot be fitted, a straight line is.
+    ``b2 + (b1 - b2) / (1 + exp(-(x - b3) / b4))`` with ``b1 >= b2`` and ``b4 > 0``: predictions that fall as labels
+    rise are not turned round. Where no curve can be fitted, predictions stay as they are.
+
+    Raises:
+        TenfoldError: there are fewer than four images.
     """
     predicted, label = _checked(predictions, labels)
-    rises = np.corrcoef(predicted, label)[0, 1] >= 0
-    ends = (label.max(), label.min()) if rises else (label.min(), label.max())
-    start = (*ends, float(np.median(predicted)), float(predicted.std()) or 1.0)
+    if len(label) < 4:
+        raise TenfoldError(f"a logistic curve of four parameters needs at least 4 images, not {len(label)}")
+    spread = float(predicted.std()) or 1.0
+    start = (float(label.min()), float(np.ptp(label)), float(np.median(predicted)), spread)
+    limits = ((-np.inf, 0.0, -np.inf, 1e-6 * spread), np.inf)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            parameters, _ = curve_fit(_logistic, predicted, label, p0=start, maxfev=20000)
+            parameters, _ = curve_fit(_logistic, predicted, label, p0=start, bounds=limits, maxfev=20000)
     except RuntimeError:
-        parameters = np.full(4, np.nan)
-    mapped = _logistic(predicted, *parameters)
-    if np.isfinite(mapped).all():
-        return mapped
-    return np.asarray(np.polyval(np.polyfit(predicted, label, 1), predicted), dtype=np.float64)
+        return predicted
+    return _logistic(predicted, *parameters)
 
 
 def patch_average_metrics(
@@ -98,9 +102,11 @@ def median_over_runs(runs: ArrayLike) -> Floats:
 
 
 def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Median of every metric over runs, and its 95 % interval by the bootstrap (``..._low``, ``..._high``)."""
+    """Median of every metric that all runs have, and its 95 % interval by the bootstrap (``..._low``, ``..._high``)."""
     found: dict[str, float] = {}
     for name in runs[0]:
+        if not all(name in run for run in runs):
+            continue
         values = np.array([run[name] for run in runs], dtype=np.float64)
         found[name] = float(np.median(values))
         if len(values) > 1 and np.ptp(values) > 0:
@@ -111,17 +117,33 @@ def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of ``first - second`` and its 95 % interval by Student's t; the interval of one pair is the difference."""
-    mean = float(np.mean(np.subtract(first, second)))
-    if len(first) < 2 or np.ptp(np.subtract(first, second)) == 0:
-        return mean, mean, mean
-    interval = ttest_rel(first, second).confidence_interval()
-    return mean, float(interval.low), float(interval.high)
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], test_fraction: float = 0.0
+) -> tuple[float, float, float]:
+    """Mean of ``first - second`` over the same splits, and its 95 % interval by Student's t.
+
+    Random splits of one data set share images, so their results are not independent; the variance is corrected for that
+    (Nadeau and Bengio, 2003): ``var (1/n + test/train)``.
+
+    Args:
+        first: one value for each split.
+        second: likewise.
+        test_fraction: share of the images that are tested; 0 is no correction.
+
+    Returns:
+        Mean, low and high; the interval of a single pair is not known (nan).
+    """
+    differences = np.subtract(first, second)
+    mean, count = float(differences.mean()), len(differences)
+    if count < 2:
+        return mean, float("nan"), float("nan")
+    variance = float(differences.var(ddof=1)) * (1 / count + test_fraction / (1 - test_fraction))
+    reach = float(student_t.ppf(0.975, count - 1)) * variance**0.5
+    return mean, mean - reach, mean + reach
 
 
-def _logistic(x: Floats, top: float, bottom: float, middle: float, width: float) -> Floats:
-    return np.asarray(bottom + (top - bottom) * expit((x - middle) / width), dtype=np.float64)
+def _logistic(x: Floats, bottom: float, height: float, middle: float, width: float) -> Floats:
+    return np.asarray(bottom + height * expit((x - middle) / width), dtype=np.float64)
 
 
 def _checked(predictions: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]:
@@ -136,5 +158,5 @@ def _checked(predictions: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]
             f"all labels are {label[0]:g}, so no order can be compared; check the column of scores"
         )
     if not np.isfinite(predicted).all():
-        raise TenfoldError("the predictions are not finite numbers; lower --lr and train again")
+        raise TenfoldError("the predictions are not finite numbers; lower --train.lr and train again")
     return predicted, label

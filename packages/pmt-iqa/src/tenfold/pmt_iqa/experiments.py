@@ -19,6 +19,7 @@ from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from numpy.typing import NDArray
 
 from tenfold.pmt_iqa import brisque
+from tenfold.pmt_iqa.backbones import imagenet_file
 from tenfold.pmt_iqa.config import RunConfig
 from tenfold.pmt_iqa.datasets import DATASETS, ImageSet, load_dataset
 from tenfold.pmt_iqa.evaluation import agreement, paired_difference, summarise
@@ -143,7 +144,8 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
 
     Args:
         suite: the profile and where its runs are.
-        workers: processes that share the runs; None is one for each CPU core, eight at the most, and one on a GPU.
+        workers: processes that share the runs; None is one for each CPU core, eight at the most, and one on a GPU or
+            where each would decode a whole data set.
         quiet: whether workers keep silent.
 
     Returns:
@@ -162,7 +164,9 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
             for job in stage:
                 suite.run(job).clear()
     suite.fabric.barrier()
-    workers = workers or (min(8, available_cores()) if on_cpu else 1)
+    # Each process decodes images for itself, unless they are mapped from a cache.
+    shares_images = suite.dataset not in DATASETS or suite.cache is not None
+    workers = workers or (min(8, available_cores()) if on_cpu and shares_images else 1)
     with JobPool(workers, quiet, "tenfold.pmt_iqa.experiments") as pool:
         for stage in stages:
             unfinished = [job for job in stage if not is_done(suite, job)]
@@ -189,11 +193,15 @@ def is_done(suite: Suite, job: Job) -> bool:
 
 
 def check_data(suite: Suite) -> None:
-    """Say what is missing: the data set, whose images are decoded later, or the backbone's weights."""
+    """Say what is missing before anything is decoded: the data set, or a backbone's weights."""
     if suite.dataset in DATASETS:
         DATASETS[suite.dataset](suite.data_root)
     else:
         suite.images()
+    for method in suite.profile.methods:
+        model = suite.profile.run_config(method).model
+        if method != "BRISQUE" and model.pretrained and model.backbone != "small":
+            imagenet_file(model.backbone, suite.imagenet_weights, suite.download)
 
 
 def do(suite: Suite, job: Job) -> None:
@@ -243,7 +251,9 @@ def run_brisque(suite: Suite, job: TrainJob) -> None:
         )
         metrics = agreement(predictions, scores[test.numpy()], config.judge.plcc_fit)
         logger.info("%s: srcc %.3f", run.directory.name, metrics["srcc"])
-        run.finish({**metrics, **{f"best_{name}": value for name, value in metrics.items()}})
+        # It has no epochs to choose from; where others do, its one result stands beside their best.
+        best = {f"best_{name}": value for name, value in metrics.items()} if config.judge.every_epoch else {}
+        run.finish({**metrics, **best})
 
 
 def draw_outcome(
@@ -305,7 +315,9 @@ def run_comparison(suite: Suite, job: ComparisonJob) -> None:
         if method == "PMT-IQA" or not shared:
             continue
         mean, low, high = paired_difference(
-            [values["PMT-IQA"][seed] for seed in shared], [others[seed] for seed in shared]
+            [values["PMT-IQA"][seed] for seed in shared],
+            [others[seed] for seed in shared],
+            1 - profile.base.train_fraction,
         )
         name = f"PMT-IQA - {method}"
         differences[name] = (mean, low, high)
@@ -314,7 +326,10 @@ def run_comparison(suite: Suite, job: ComparisonJob) -> None:
         with run.figure("methods.png", "SRCC of every method and split") as path:
             draw_methods({method: list(seeds.values()) for method, seeds in values.items()}, "SRCC", path)
         if differences:
-            with run.figure("differences.png", "Paired differences in SRCC, with 95 % intervals") as path:
+            with run.figure(
+                "differences.png",
+                "Paired differences in SRCC, with 95 % intervals corrected for splits that share images",
+            ) as path:
                 draw_differences(differences, "SRCC", path)
         with run.figure("schedules.png", "How the weight of regression grows") as path:
             draw_schedules(

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tenfold.pmt_iqa.backbones import MEAN, STD
+from tenfold.pmt_iqa.model import verdict
 from tenfold.pmt_iqa.scoring import Scorer
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import replaced
@@ -21,23 +23,24 @@ class ScoreOfBytes(nn.Module):
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
-        from tenfold.pmt_iqa.backbones import MEAN, STD
-
-        self.network = scorer.network
-        self.scale = scorer.scale
+        self.network, self.train_config, self.scale = scorer.network, scorer.config.train, scorer.scale
         device = scorer.fabric.device
         self.register_buffer("mean", torch.tensor(MEAN, device=device).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(STD, device=device).view(1, 3, 1, 1))
+        self.register_buffer("level_scores", scorer.level_scores.to(device))
         self.mean: Tensor
         self.std: Tensor
+        self.level_scores: Tensor
 
     def forward(self, crops: Tensor) -> tuple[Tensor, ...]:
-        score, logits, _ = self.network((crops.float() / 255 - self.mean) / self.std)
+        output = self.network((crops.float() / 255 - self.mean) / self.std)
+        score, levels = verdict(
+            output, self.level_scores, self.train_config.learns_scores, self.train_config.learns_levels
+        )
         share = ((score - self.scale.low) / (self.scale.high - self.scale.low)).clamp(0, 1)
         percent = 100 * (share if self.scale.higher_is_better else 1 - share)
-        if logits is None:
+        if levels is None:
             return (percent,)
-        levels = logits.softmax(dim=1)
         return percent, levels if self.scale.higher_is_better else levels.flip(1)
 
 
@@ -51,7 +54,8 @@ def export_onnx(scorer: Scorer, path: Path) -> None:
         raise TenfoldError("export needs the onnx extra: pip install 'tenfold-pmt-iqa[onnx]'")
     size = scorer.config.train.crop_size
     crops = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=scorer.fabric.device)
-    names = ["score", "levels"] if scorer.config.model.kind == "multitask" else ["score"]
+    has_levels = scorer.config.model.kind == "multitask" and scorer.config.train.learns_levels
+    names = ["score", "levels"] if has_levels else ["score"]
     with torch.no_grad():
         program = torch.onnx.export(
             ScoreOfBytes(scorer).eval(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -132,7 +133,8 @@ def draw_differences(differences: Mapping[str, tuple[float, float, float]], metr
     figure = Figure(figsize=(7, 1 + 0.32 * len(differences)), layout="constrained")
     axes = figure.subplots()
     for place, (mean, low, high) in enumerate(differences.values()):
-        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color="tab:blue", capsize=3)
+        reach = None if math.isnan(low) else [[mean - low], [high - mean]]
+        axes.errorbar(mean, place, xerr=reach, fmt="o", color="tab:blue", capsize=3)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(differences)), list(differences))
     axes.set_xlabel(f"difference in {metric}, mean over splits and 95 % interval")

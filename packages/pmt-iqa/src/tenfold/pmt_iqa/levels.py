@@ -57,13 +57,29 @@ def quality_level(
         )
     values = np.asarray(label)
     if not np.issubdtype(values.dtype, np.floating):
-        values = values.astype(np.float64)
+        try:
+            values = values.astype(np.float64)
+        except ValueError as error:
+            raise TenfoldError(f"labels are numbers: {error}") from error
     if not np.isfinite(values).all():
         raise TenfoldError("labels are finite numbers; remove the rows whose label is missing")
     levels = _RULES[dataset](values).astype(np.int64)
     if clamp:
-        levels = np.minimum(levels, number_class - 1)
+        levels = np.clip(levels, -1 if dataset == "live" else 0, number_class - 1)
     return levels if levels.ndim else np.int64(levels)
+
+
+def check_scores_differ(scores: ArrayLike) -> None:
+    """Refuse scores that are all equal.
+
+    Raises:
+        TenfoldError: they are.
+    """
+    values = np.asarray(scores)
+    if np.ptp(values) == 0:
+        raise TenfoldError(
+            f"all labels are {values.flat[0]:g}: scores that never differ teach nothing; check the column of scores"
+        )
 
 
 def equal_width_levels(
@@ -81,8 +97,6 @@ def equal_width_levels(
         TenfoldError: ``high`` is not above ``low``.
     """
     if not high > low:
-        raise TenfoldError(
-            f"all labels are {low:g}: scores that never differ teach nothing; check the column of scores"
-        )
+        raise TenfoldError(f"the scale of the labels goes from {low:g} to {high:g}; give its lower end first")
     shares = (np.asarray(labels, dtype=np.float64) - low) / (high - low)
     return np.clip(np.floor(shares * number_class), 0, number_class - 1).astype(np.int64)

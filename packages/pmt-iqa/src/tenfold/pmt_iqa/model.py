@@ -37,6 +37,11 @@ class Quality(NamedTuple):
     """v, [n, feature_dim]."""
 
 
+def full_precision(images: Tensor) -> torch.autocast:
+    """Turns autocast off for the layers behind the features: in bf16 a score of 60 would be a multiple of 0.25."""
+    return torch.autocast(images.device.type, enabled=False)
+
+
 class LocalDistortion(nn.Module):
     """LDA: one stage's features, reduced, pooled to a small grid, and mapped to a few numbers.
 
@@ -89,7 +94,7 @@ class MultiScaleFeatures(nn.Module):
         if last < 1:
             raise TenfoldError(
                 f"{len(scales)} scales with {outputs} numbers each need more than {feature_dim} features; raise "
-                "--feature-dim or lower --lda-outputs"
+                "--model.feature-dim or lower --model.lda-outputs"
             )
         self.backbone = backbone
         self.scales = scales
@@ -108,7 +113,10 @@ class MultiScaleFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [n, 3, H, W] to [n, feature_dim]."""
-        stages = self.backbone(images)
+        return self.of_stages(self.backbone(images))
+
+    def of_stages(self, stages: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """The backbone's four maps to [n, feature_dim]."""
         return torch.cat([self.lda[str(scale)](stages[scale - 1]) for scale in self.scales], dim=1)
 
 
@@ -141,8 +149,9 @@ class MultiTaskNetwork(nn.Module):
     def forward(self, images: Tensor) -> Quality:
         """Normalised images [n, 3, H, W]."""
         features = self.features(images)
-        hidden = self.head(features)
-        return Quality(self.score(hidden)[:, 0], self.level(hidden), features)
+        with full_precision(images):
+            hidden = self.head(features.float())
+            return Quality(self.score(hidden)[:, 0], self.level(hidden), features)
 
     def start_at(self, score: float) -> None:
         """Let the first predictions be near ``score``."""
@@ -160,7 +169,8 @@ class PlainNetwork(nn.Module):
     def forward(self, images: Tensor) -> Quality:
         """Normalised images [n, 3, H, W]."""
         features = self.backbone(images)[-1].mean(dim=(2, 3))
-        return Quality(self.score(features)[:, 0], None, features)
+        with full_precision(images):
+            return Quality(self.score(features.float())[:, 0], None, features)
 
     def start_at(self, score: float) -> None:
         """Let the first predictions be near ``score``."""
@@ -188,8 +198,13 @@ class HyperNetwork(nn.Module):
         super().__init__()
         self.features = features
         self.sizes = tuple(zip((feature_dim, *hidden), hidden, strict=False))
+        if any(before * after % side**2 for before, after in self.sizes):
+            raise TenfoldError(
+                f"matrices of {feature_dim} features cannot be read from maps of {side} x {side}; choose another "
+                "--model.feature-dim, such as 224"
+            )
         channels = features.backbone.channels[-1]
-        between = (min(512, channels), min(256, channels))
+        between = (channels // 2, channels // 4)
         self.semantics = nn.Sequential(
             nn.Conv2d(channels, between[0], 1),
             nn.ReLU(),
@@ -211,18 +226,20 @@ class HyperNetwork(nn.Module):
     def forward(self, images: Tensor) -> Quality:
         """Normalised images [n, 3, H, W]."""
         stages = self.features.backbone(images)
-        lda = self.features.lda
-        features = torch.cat([lda[str(scale)](stages[scale - 1]) for scale in self.features.scales], dim=1)
+        features = self.features.of_stages(stages)
         semantics = self.semantics(stages[-1])
+        with full_precision(images):
+            return Quality(self._judge(features.float(), semantics.float()), None, features)
+
+    def _judge(self, hidden: Tensor, semantics: Tensor) -> Tensor:
         pooled = semantics.mean(dim=(2, 3))
-        hidden = features
         for (before, after), weight, bias in zip(self.sizes, self.weights, self.biases, strict=True):
             matrices = weight(semantics).reshape(-1, after, before)
             hidden = torch.sigmoid(
                 torch.baddbmm(bias(pooled)[:, :, None], matrices, hidden[:, :, None])[:, :, 0]
             )
-        score = (self.last_weight(pooled) * hidden).sum(dim=1) + self.last_bias(pooled)[:, 0]
-        return Quality(score, None, features)
+        score: Tensor = (self.last_weight(pooled) * hidden).sum(dim=1) + self.last_bias(pooled)[:, 0]
+        return score
 
     def start_at(self, score: float) -> None:
         """Let the first predictions be near ``score``."""
@@ -264,7 +281,9 @@ def build_model(
     stages = make_backbone(backbone)
     if pretrained:
         if not isinstance(stages, ResNetStages) or backbone == "small":
-            raise TenfoldError("there are no ImageNet weights of the small network; use --no-pretrained")
+            raise TenfoldError(
+                "there are no ImageNet weights of the small network; use --model.no-pretrained"
+            )
         load_imagenet_weights(stages, backbone, pretrained if isinstance(pretrained, Path) else None)
     features = MultiScaleFeatures(stages, target_in_size, lda_out_channels, scales)
     return MultiTaskNetwork(features, target_in_size, target_fc1_size, target_fc4_size, number_class)
@@ -276,11 +295,21 @@ def forward(model: MultiTaskNetwork, images: Tensor) -> dict[str, Tensor]:
     return {"mos": score[:, None], "cls": level_logits, "features": features}
 
 
-def expected_score(level_logits: Tensor, level_scores: Tensor) -> Tensor:
-    """Mean score under the predicted distribution of levels.
+def verdict(
+    output: Quality, level_scores: Tensor, learned_scores: bool = True, learned_levels: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """What a trained network says of crops; a head that was never trained says nothing.
 
     Args:
-        level_logits: [n, K].
+        output: of the network.
         level_scores: score that stands for each level, [K].
+        learned_scores: without it the score is the mean one under the predicted distribution of levels.
+        learned_levels: without it there are no levels.
+
+    Returns:
+        Scores [n], and probabilities of the levels [n, K] or None.
     """
-    return F.softmax(level_logits.float(), dim=1) @ level_scores
+    if output.level_logits is None or not learned_levels:
+        return output.score.float(), None
+    levels = F.softmax(output.level_logits.float(), dim=1)
+    return output.score.float() if learned_scores else levels @ level_scores, levels

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -23,26 +24,6 @@ from tenfold.shared.seeding import make_generator
 
 CropRule = Literal["random", "grid", "corners", "center"]
 Picture = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Crops:
-    """Where crops are: image, top and left corner, and whether they are mirrored; each [m]."""
-
-    images: Tensor
-    tops: Tensor
-    lefts: Tensor
-    mirrored: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, which: slice) -> Crops:
-        return Crops(self.images[which], self.tops[which], self.lefts[which], self.mirrored[which])
-
-    def packed(self) -> Tensor:
-        """All four as int64 [m, 4], for one copy to the device."""
-        return torch.stack((self.images, self.tops, self.lefts, self.mirrored.long()), dim=1)
 
 
 class PixelStore:
@@ -87,7 +68,7 @@ class PixelStore:
         """Crops as bytes.
 
         Args:
-            where: :meth:`Crops.packed`, on this device.
+            where: image, top, left, and whether it is mirrored, int64 [m, 4]; on this device.
             size: side of a crop.
 
         Returns:
@@ -122,11 +103,7 @@ def normalise(crops: Tensor) -> Tensor:
     """Bytes [m, 3, H, W] to floats with ImageNet's mean and deviation, channels last in memory."""
     count, _, height, width = crops.shape
     rows = crops.permute(0, 2, 3, 1).reshape(count * height, width * 3).float()
-    # The constants are filled on the device, which needs no copy from the host.
-    scale = torch.stack([torch.full((), 1 / (255 * std), device=crops.device) for std in STD])
-    shift = torch.stack(
-        [torch.full((), -mean / std, device=crops.device) for mean, std in zip(MEAN, STD, strict=True)]
-    )
+    scale, shift = _constants(crops.device)
     return (
         rows.mul_(scale.repeat(width))
         .add_(shift.repeat(width))
@@ -135,12 +112,20 @@ def normalise(crops: Tensor) -> Tensor:
     )
 
 
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale and shift of each channel; made once for a device, so that no step copies them from the host."""
+    with torch.inference_mode(False):
+        mean, std = torch.tensor(MEAN), torch.tensor(STD)
+        return (1 / (255 * std)).to(device), (-mean / std).to(device)
+
+
 # -- where crops are -----------------------------------------------------------------------------------
 
 
 def random_crops(
     images: Tensor, sizes: Tensor, size: int, count: int, generator: torch.Generator, mirror: bool = True
-) -> Crops:
+) -> Tensor:
     """``count`` crops anywhere in each of some images, one image after the other, half of them mirrored.
 
     Args:
@@ -150,17 +135,21 @@ def random_crops(
         count: crops of each image.
         generator: of places and mirroring.
         mirror: whether any are mirrored.
+
+    Returns:
+        What :meth:`PixelStore.crop` takes, [m * count, 4].
     """
     repeated = images.repeat_interleave(count)
     room = sizes[repeated] - size + 1
     drawn = torch.rand(len(repeated), 3, generator=generator, dtype=torch.float64)
     places = (drawn[:, :2] * room).long().minimum(room - 1)
-    return Crops(repeated, places[:, 0], places[:, 1], (drawn[:, 2] < 0.5) & mirror)
+    mirrored = (drawn[:, 2] < 0.5) & mirror
+    return torch.cat((repeated[:, None], places, mirrored[:, None].long()), dim=1)
 
 
 def judging_crops(
-    images: Tensor, sizes: Tensor, size: int, count: int, rule: CropRule, seed: int = 0
-) -> Crops:
+    images: Tensor, sizes: Tensor, size: int, count: int, rule: CropRule, names: Sequence[str]
+) -> Tensor:
     """The crops an image is judged by; the same whenever and wherever it is judged.
 
     Args:
@@ -168,35 +157,43 @@ def judging_crops(
         sizes: of all images, [n, 2], on the CPU.
         size: side of a crop.
         count: crops of each image; a square number for ``grid``, 4 for ``corners``, 1 for ``center``.
-        rule: ``random`` places depend on the seed and the image's index alone; ``grid`` spreads them evenly.
-        seed: of ``random``.
+        rule: places of ``random`` depend on the image's name alone; ``grid`` spreads them evenly.
+        names: of all images, [n].
+
+    Returns:
+        What :meth:`PixelStore.crop` takes, [m * count, 4].
 
     Raises:
         TenfoldError: the number does not fit the rule.
     """
     if rule == "random":
-        drawn = [
-            random_crops(
-                image[None], sizes, size, count, make_generator(seed * 1_000_003 + int(image)), mirror=False
-            )
-            for image in images
-        ]
-        return Crops(*(torch.cat([getattr(crops, name) for crops in drawn]) for name in vars(drawn[0])))
-    shares = _shares(rule, count)
+        return torch.cat(
+            [
+                random_crops(
+                    image, sizes, size, count, make_generator(zlib.crc32(names[int(image)].encode())), False
+                )
+                for image in images.split(1)
+            ]
+        )
+    shares = crop_shares(rule, count)
     room = (sizes[images] - size).double()
     places = (room[:, None, :] * shares).round().long().reshape(-1, 2)
     repeated = images.repeat_interleave(count)
-    return Crops(repeated, places[:, 0], places[:, 1], torch.zeros(len(repeated), dtype=torch.bool))
+    return torch.cat((repeated[:, None], places, torch.zeros(len(repeated), 1, dtype=torch.int64)), dim=1)
 
 
-def _shares(rule: CropRule, count: int) -> Tensor:
-    """Places as shares of the room there is, [count, 2]."""
+def crop_shares(rule: CropRule, count: int) -> Tensor:
+    """Places of regular crops as shares of the room there is, [count, 2].
+
+    Raises:
+        TenfoldError: the number does not fit the rule.
+    """
     side = round(count**0.5)
     wanted = {"grid": side**2, "corners": 4, "center": 1}
     if count != wanted[rule]:
         raise TenfoldError(
             f"{rule} crops are {'a square number' if rule == 'grid' else wanted[rule]}, not {count}; change "
-            "--test-crops or --test-crop-rule"
+            "--judge.crops or --judge.crop-rule"
         )
     if rule == "center" or side == 1:
         return torch.full((1, 2), 0.5, dtype=torch.float64)
@@ -208,18 +205,23 @@ def _shares(rule: CropRule, count: int) -> Tensor:
 
 
 def read_picture(path: Path, resize: tuple[int, int] | None = None) -> Picture:
-    """Decode one file to RGB bytes [H, W, 3].
+    """Decode one file to RGB bytes [H, W, 3]; 16-bit grey is scaled, transparency dropped.
 
     Args:
         path: of the file.
         resize: height and width to resize to, bilinearly.
 
     Raises:
-        TenfoldError: the file is missing or no image, or is cut off.
+        TenfoldError: the file is missing or no image, is cut off, or has numbers that are no grey levels.
     """
     try:
         with Image.open(path) as image:
-            colour = image.convert("RGB")
+            if image.mode in ("I", "F"):
+                raise TenfoldError(
+                    f"{path} holds numbers of any size instead of 8 or 16 bits; convert it to PNG or JPEG"
+                )
+            deep = image.mode.startswith("I;16")
+            colour = (image.point(lambda grey: grey / 256).convert("L") if deep else image).convert("RGB")
     except FileNotFoundError as error:
         raise TenfoldError(f"there is no image {path}; check the data set's folder") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -230,51 +232,65 @@ def read_picture(path: Path, resize: tuple[int, int] | None = None) -> Picture:
 
 
 def decode(
-    paths: Sequence[Path], resize: tuple[int, int] | None = None, cache: Path | None = None, threads: int = 8
+    paths: Sequence[Path],
+    resize: tuple[int, int] | None = None,
+    cache_folder: Path | None = None,
+    threads: int = 8,
 ) -> PixelStore:
-    """Decode files once, in several threads.
+    """Decode files once, in several threads, into one array.
 
     Args:
         paths: of the files.
         resize: height and width of all.
-        cache: folder for the decoded pixels, which later runs map into memory instead of decoding again.
+        cache_folder: folder for the decoded pixels. They are mapped into memory, so that processes share them and
+            later commands need not decode again.
         threads: that decode.
 
     Raises:
         TenfoldError: a file is missing or damaged; it is named.
     """
-    if cache is not None and (stored := _read_cache(cache, paths, resize)) is not None:
-        return stored
-    with ThreadPoolExecutor(threads) as pool:
-        pictures = list(pool.map(lambda path: read_picture(path, resize), paths))
-    store = PixelStore.of(pictures)
-    if cache is not None:
-        _write_cache(cache, paths, resize, store)
-    return store
+    sizes = np.array([resize or picture_size(path) for path in paths], dtype=np.int64)
+    ends = sizes.prod(axis=1).cumsum()
+    shape = (int(ends[-1]), 3)
+
+    def fill(pixels: NDArray[np.uint8]) -> None:
+        def fill_one(number: int) -> None:
+            picture = read_picture(paths[number], resize)
+            pixels[ends[number] - picture.shape[0] * picture.shape[1] : ends[number]] = picture.reshape(-1, 3)
+
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(fill_one, range(len(paths))):
+                pass
+
+    if cache_folder is None:
+        pixels = np.empty(shape, dtype=np.uint8)
+        fill(pixels)
+        return PixelStore(torch.from_numpy(pixels), torch.from_numpy(sizes))
+    stored = cache_folder / f"{_digest(paths, resize)}.npy"
+    if not stored.exists():
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        with replaced(stored) as temporary:
+            fill(np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape))
+    mapped = np.load(stored, mmap_mode="c")  # copy on write: torch has no read-only tensors
+    return PixelStore(torch.from_numpy(mapped), torch.from_numpy(sizes))
 
 
-def _cache_files(cache: Path, paths: Sequence[Path], resize: tuple[int, int] | None) -> tuple[Path, Path]:
-    """Pixels and sizes; their name changes with every file's name, length and time."""
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width of a file, without decoding it.
+
+    Raises:
+        TenfoldError: the file is missing or no image.
+    """
     try:
-        listed = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    except OSError as error:
-        raise TenfoldError(f"there is no image {error.filename}; check the data set's folder") from error
-    digest = hashlib.sha256(json.dumps([listed, resize]).encode()).hexdigest()[:16]
-    return cache / f"{digest}.pixels.npy", cache / f"{digest}.sizes.npy"
+        with Image.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError as error:
+        raise TenfoldError(f"there is no image {path}; check the data set's folder") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise TenfoldError(f"{path} is damaged or no image; replace it or leave it out") from error
 
 
-def _read_cache(cache: Path, paths: Sequence[Path], resize: tuple[int, int] | None) -> PixelStore | None:
-    pixels, sizes = _cache_files(cache, paths, resize)
-    if not (pixels.exists() and sizes.exists()):
-        return None
-    mapped = np.load(pixels, mmap_mode="c")  # copy on write: torch has no read-only tensors
-    return PixelStore(torch.from_numpy(mapped), torch.from_numpy(np.load(sizes)))
-
-
-def _write_cache(
-    cache: Path, paths: Sequence[Path], resize: tuple[int, int] | None, store: PixelStore
-) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
-    for path, values in zip(_cache_files(cache, paths, resize), (store.pixels, store.sizes), strict=True):
-        with replaced(path) as temporary, temporary.open("wb") as file:
-            np.save(file, values.numpy())
+def _digest(paths: Sequence[Path], resize: tuple[int, int] | None) -> str:
+    """A name that changes with every file's name, length and time."""
+    listed = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps([listed, resize]).encode()).hexdigest()[:16]

@@ -33,7 +33,7 @@ METHODS: dict[str, Method] = {
         train={"schedule": "regression"},
         recipe={
             "lr": 2e-5,
-            "head_lr_ratio": 10.0,
+            "lr_schedule": "hyperiqa",
             "epochs": 16,
             "images_per_batch": 96,
             "crops_per_image": 1,
@@ -72,7 +72,7 @@ class Profile:
         """The settings of one method."""
         changes, base = METHODS[method], self.base
         model, train = dict(changes.model), {**changes.train, **(changes.recipe if self.with_recipes else {})}
-        if base.model.backbone == "small":  # the written network of four crops' width
+        if base.model.backbone == "small":  # its features are as few as PMT-IQA's
             model = {
                 name: value for name, value in model.items() if name not in ("feature_dim", "lda_outputs")
             }
@@ -98,7 +98,7 @@ _QUICK = RunConfig(
         images_per_batch=32,
         crops_per_image=1,
         crop_size=64,
-        lr=3e-3,
+        lr=1.5e-3,
         lr_schedule="one-cycle",
         reset_optimizer_each_epoch=False,
         start_at_mean=True,

@@ -41,7 +41,7 @@ def _sigmoid(progress: float, steepness: float = 10.0) -> float:
     """From 0 to 1 exactly, steep in the middle."""
     low = 1 / (1 + math.exp(steepness / 2))
     value = 1 / (1 + math.exp(-steepness * (progress - 0.5)))
-    return (value - low) / (1 - 2 * low)
+    return min(max((value - low) / (1 - 2 * low), 0.0), 1.0)
 
 
 _SHARES: dict[str, Callable[[int, int], tuple[float, float]]] = {
@@ -86,6 +86,15 @@ def official_learning_rate(base: float, epoch: int) -> float:
     if epoch < 0:
         raise TenfoldError(f"epochs are counted from 0, not {epoch}")
     return base / 10.0 ** (max(epoch - 1, 0) // 6)
+
+
+def hyperiqa_learning_rates(base: float, epoch: int) -> tuple[float, float]:
+    """HyperIQA's rates of the features, which is constant, and of the rest: ten times the official one until epoch 9.
+
+    Its published solver stops training the rest after the first epoch, because it hands an exhausted iterator to the
+    second optimizer; that is not done here.
+    """
+    return base, official_learning_rate(base, epoch) * (10 if epoch < 10 else 1)
 
 
 def one_cycle(progress: float, warm_up: float = 0.2, start: float = 1 / 25, end: float = 1e-4) -> float:

@@ -121,9 +121,9 @@ class Scorer:
         """
         store, name = self._store(picture)
         size, judge = self.config.train.crop_size, self.config.judge
-        where = judging_crops(torch.tensor([0]), store.sizes, size, judge.crops, judge.crop_rule).packed()
+        where = judging_crops(torch.tensor([0]), store.sizes, size, judge.crops, judge.crop_rule, [name])
         judged = self._judged(store, where, judge.crops)
-        crops = self.scale.percent(judged.crop_scores[0].double().numpy())
+        crops = judged.crop_scores[0].double().numpy() * 100 / (self.scale.high - self.scale.low)
         raw = float(judged.scores[0])
         levels = judged.levels[0].double().numpy()
         if not len(levels):
@@ -143,8 +143,10 @@ class Scorer:
             stride: between crops; by default a quarter of their side.
 
         Raises:
-            TenfoldError: the file is damaged, or the picture is smaller than a crop.
+            TenfoldError: the file is damaged, the picture is smaller than a crop, or the stride is below 1.
         """
+        if stride is not None and stride < 1:
+            raise TenfoldError(f"crops are at least 1 pixel apart, not {stride}")
         store, _ = self._store(picture)
         size = self.config.train.crop_size
         height, width = store.sizes[0].tolist()

@@ -22,8 +22,10 @@ def split_by_group(groups: Sequence[str], seed: int, train_fraction: float = 0.8
         train_fraction: share of the groups; 1 leaves nothing to test on.
 
     Raises:
-        TenfoldError: one side would be empty.
+        TenfoldError: one side would be empty, or the seed is out of range.
     """
+    if not 0 <= seed < 2**32:
+        raise TenfoldError(f"a seed is a whole number from 0 to {2**32 - 1}, not {seed}")
     names = sorted(set(groups))
     train_count = round(train_fraction * len(names))
     if not 0 < train_fraction <= 1 or train_count < 1 or (train_fraction < 1 and train_count == len(names)):
