@@ -386,10 +386,13 @@ def test_the_authors_resize_of_koniq_swaps_height_and_width(tmp_path: Path) -> N
 
 
 def test_the_cache_keeps_both_resizes_of_koniq_apart(tmp_path: Path) -> None:
-    write_koniq(tmp_path)
+    ramp = Image.linear_gradient("L").resize((64, 48))  # dark above, bright below
+    ramp.save(write_koniq(tmp_path) / "1024x768" / "826373.jpg")
     for legacy in (False, True, False, True):
         images = load_dataset("koniq10k", tmp_path, tmp_path / "cache", legacy_resize=legacy)
-        assert images.pixels.sizes[0].tolist() == ([512, 384] if legacy else [384, 512])
+        picture = images.pixels.picture(1)
+        assert picture.shape == ((512, 384, 3) if legacy else (384, 512, 3))
+        assert (picture[:40] < 40).all() and (picture[-40:] > 215).all()
 
 
 def test_a_table_of_koniq_without_z_scores_is_refused(tmp_path: Path) -> None:
@@ -704,7 +707,7 @@ def test_the_digest_of_a_set_changes_with_everything_in_it(make_set: Callable[..
 
 
 def test_a_negative_dmos_that_was_not_dropped_is_refused(make_set: Callable[..., ImageSet]) -> None:
-    with pytest.raises(TenfoldError, match="^mine has labels below the lowest level"):
+    with pytest.raises(TenfoldError, match=r"^mine has labels below the lowest level"):
         make_set([-2.0, 30.0], "live", ScoreScale(0.0, 115.0, False)).levels(10)
 
 

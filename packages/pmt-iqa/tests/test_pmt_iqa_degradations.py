@@ -526,7 +526,7 @@ def test_the_units_of_a_feature_do_not_matter_to_the_regression(scale: float) ->
 
 def test_a_single_group_cannot_be_tuned_on() -> None:
     features, scores, groups = relation(30)
-    with pytest.raises(TenfoldError, match="^the training images are all of one group"):
+    with pytest.raises(TenfoldError, match=r"^the training images are all of one group"):
         fit_and_predict(features, scores, ["g"] * 24 + groups[24:], np.arange(24), np.arange(24, 30))
 
 

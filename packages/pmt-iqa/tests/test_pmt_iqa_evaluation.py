@@ -180,9 +180,7 @@ def test_a_relation_without_upper_end_loses_nothing_by_the_fit() -> None:
     labels = np.exp(predictions)
     mapped = logistic_fit(predictions, labels)
     assert np.isfinite(mapped).all() and (np.diff(mapped) > 0).all()
-    assert (
-        agreement(predictions, labels, "logistic4")["plcc"] >= agreement(predictions, labels)["plcc"] - 1e-9
-    )
+    assert stats.pearsonr(mapped, labels)[0] >= stats.pearsonr(predictions, labels)[0] - 1e-9
 
 
 def test_the_order_of_the_images_does_not_matter_to_the_fit(judged: tuple[np.ndarray, np.ndarray]) -> None:

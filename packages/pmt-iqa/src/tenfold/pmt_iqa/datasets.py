@@ -235,7 +235,7 @@ def csv_table(
     scores = _column_of_numbers(table["score"], path)
     for column in ("image", "group"):
         if column in table and table[column].isna().any():
-            line = int(table[column].isna().to_numpy().argmax()) + 2
+            line = table.index[table[column].isna()][0] + 2
             raise TenfoldError(f"line {line} of {path} has no {column}; mend or remove it")
     names = table["image"]
     paths = tuple((images or path.parent) / name for name in names)
@@ -339,7 +339,7 @@ def _mat(path: Path, variable: str) -> NDArray[np.generic]:
     try:
         content: dict[str, NDArray[np.generic]] = loadmat(path)
         return content[variable]
-    except (OSError, ValueError, TypeError, KeyError, NotImplementedError, MatReadError) as error:
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError, MatReadError) as error:
         raise TenfoldError(
             f"{path} is missing, damaged, or lacks the variable {variable}; get the data set's labels again"
         ) from error
@@ -348,8 +348,9 @@ def _mat(path: Path, variable: str) -> NDArray[np.generic]:
 def _csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """A table of texts with some columns."""
     try:
-        table = pd.read_csv(path, dtype=str)
-    except FileNotFoundError as error:
+        # Blank lines are read and dropped, so that the index still tells a row's line.
+        table = pd.read_csv(path, dtype=str, skip_blank_lines=False).dropna(how="all")
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise TenfoldError(f"there is no table {path}") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise TenfoldError(f"{path} is no CSV table: {error}") from error
@@ -365,7 +366,9 @@ def _column_of_numbers(column: pd.Series, path: Path) -> NDArray[np.float32]:
     numbers: NDArray[np.float32] = pd.to_numeric(column, errors="coerce").to_numpy(np.float32)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
-        raise TenfoldError(f"line {bad[0] + 2} of {path} has no number for a score; mend or remove it")
+        raise TenfoldError(
+            f"line {column.index[bad[0]] + 2} of {path} has no number for a score; mend or remove it"
+        )
     return numbers
 
 
@@ -385,14 +388,17 @@ def _workbook(path: Path) -> tuple[list[int], NDArray[np.float32]]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of two words or more."""
+    """The lines that are not blank, of two words or more each."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise TenfoldError(f"there is no list of labels at {path}") from error
     except UnicodeDecodeError as error:
         raise TenfoldError(f"{path} is no text file; get the data set's labels again") from error
-    found = [line.strip() for line in lines if re.search(r"\S+\s+\S+", line)]
+    found = [line.strip() for line in lines if line.strip()]
+    cut = next((line for line in found if len(line.split()) < 2), None)
+    if cut is not None:
+        raise TenfoldError(f"{path} has a line without image or score, {cut!r}; get it again")
     if not found:
         raise TenfoldError(f"{path} lists no labels; get it again")
     return found

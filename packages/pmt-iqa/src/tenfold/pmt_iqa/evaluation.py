@@ -53,7 +53,7 @@ def logistic_fit(predictions: ArrayLike, labels: ArrayLike) -> Floats:
     """Predictions mapped onto labels by a rising logistic curve of four parameters, by least squares (VQEG).
 
     ``b2 + (b1 - b2) / (1 + exp(-(x - b3) / b4))`` with ``b1 >= b2`` and ``b4 > 0``: predictions that fall as labels
-    rise are not turned round. Where no curve can be fitted, predictions stay as they are.
+    rise are not turned round. Where no curve can be fitted, a straight line is.
 
     Raises:
         TenfoldError: there are fewer than four images.
@@ -67,9 +67,12 @@ def logistic_fit(predictions: ArrayLike, labels: ArrayLike) -> Floats:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            parameters, _ = curve_fit(_logistic, predicted, label, p0=start, bounds=limits, maxfev=20000)
-    except RuntimeError:
-        return predicted
+            parameters, _ = curve_fit(_logistic, predicted, label, p0=start, bounds=limits, maxfev=500)
+    except RuntimeError:  # a straight line, where that rises
+        slope, start_at = np.polyfit(predicted, label, 1)
+        return np.asarray(
+            max(slope, 0.0) * predicted + (start_at if slope > 0 else label.mean()), dtype=np.float64
+        )
     return _logistic(predicted, *parameters)
 
 
@@ -133,6 +136,8 @@ def paired_difference(
     Returns:
         Mean, low and high; the interval of a single pair is not known (nan).
     """
+    if len(first) != len(second) or not len(first):
+        raise TenfoldError(f"{len(first)} and {len(second)} values are no pairs")
     differences = np.subtract(first, second)
     mean, count = float(differences.mean()), len(differences)
     if count < 2:
@@ -153,6 +158,8 @@ def _checked(predictions: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats]
         raise TenfoldError(
             f"an agreement needs a prediction for each of at least two labels, not {len(predicted)} and {len(label)}"
         )
+    if not np.isfinite(label).all():
+        raise TenfoldError("some labels are no finite numbers; remove their rows")
     if np.ptp(label) == 0:
         raise TenfoldError(
             f"all labels are {label[0]:g}, so no order can be compared; check the column of scores"

@@ -27,8 +27,8 @@ def split_by_group(groups: Sequence[str], seed: int, train_fraction: float = 0.8
     if not 0 <= seed < 2**32:
         raise TenfoldError(f"a seed is a whole number from 0 to {2**32 - 1}, not {seed}")
     names = sorted(set(groups))
-    train_count = round(train_fraction * len(names))
-    if not 0 < train_fraction <= 1 or train_count < 1 or (train_fraction < 1 and train_count == len(names)):
+    train_count = round(train_fraction * len(names)) if 0 < train_fraction <= 1 else 0
+    if train_count < 1 or (train_fraction < 1 and train_count == len(names)):
         raise TenfoldError(
             f"{len(names)} groups cannot be split into {train_fraction:g} and the rest; give more images or another "
             "--train-fraction"
