@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import models
 
-from tenfold.pmt_iqa import experiments
+from tenfold.pmt_iqa import datasets, experiments
 from tenfold.pmt_iqa.experiments import Suite, all_jobs, reproduce
 from tenfold.pmt_iqa.profiles import METHODS, PROFILES, Profile
 from tenfold.shared.accelerator import AcceleratorConfig
@@ -207,11 +207,11 @@ def test_profiles_name_known_methods_and_enough_splits() -> None:
 
 @pytest.fixture
 def made_up_livec(tmp_path: Path) -> Path:
-    """LIVE in the Wild as its authors distribute it, with sixteen small pictures."""
+    """LIVE in the Wild as its authors distribute it, with ten small pictures."""
     folder = tmp_path / "data" / "livec"
     (folder / "Images").mkdir(parents=True)
     (folder / "Data").mkdir()
-    names = [f"t{number}.bmp" for number in range(1, 8)] + [f"{number}.bmp" for number in range(1, 17)]
+    names = [f"t{number}.bmp" for number in range(1, 8)] + [f"{number}.bmp" for number in range(1, 11)]
     rng = np.random.default_rng(0)
     for name in names[7:]:
         Image.fromarray(rng.integers(0, 256, (226, 230, 3), dtype=np.uint8)).save(folder / "Images" / name)
@@ -230,7 +230,9 @@ def test_a_paper_profile_starts_and_its_medians_join_the_printed_numbers(
     torch.save(models.resnet50().state_dict(), weights)
     profile = PROFILES["livec"]
     base = replace(
-        profile.base, train=replace(profile.base.train, epochs=1), judge=replace(profile.base.judge, crops=1)
+        profile.base,
+        train=replace(profile.base.train, epochs=1, crop_size=96),
+        judge=replace(profile.base.judge, crops=1),
     )
     short = replace(profile, base=base, methods=("PMT-IQA",), seeds=(0,))
     suite = suite_of("livec", short, tmp_path, data_root=made_up_livec, imagenet_weights=weights)
@@ -273,19 +275,23 @@ def test_every_method_of_a_paper_profile_starts_on_a_small_backbone(
 def test_h100_starts_on_real_photographs(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = experiments.load_dataset
+    load, photographs = experiments.load_dataset, datasets.folder_photographs
 
-    def few(*arguments: Any) -> Any:
-        images = original(*arguments)
-        chosen = [i for i, name in enumerate(images.names) if "-0-" in name and name.endswith(("-1", "-5"))][
-            :40
-        ]
-        return images.subset(chosen)
+    def few_images(*arguments: Any) -> Any:
+        images = load(*arguments)
+        return images.subset([i for i, name in enumerate(images.names) if "-0-jpeg-" in name])
 
+    monkeypatch.setattr(
+        datasets, "folder_photographs", lambda folder: dict(list(photographs(folder).items())[:4])
+    )
+    monkeypatch.setattr(experiments, "load_dataset", few_images)
     experiments._loaded.cache_clear()
-    monkeypatch.setattr(experiments, "load_dataset", few)
     profile = PROFILES["h100"]
-    base = replace(profile.base, train=replace(profile.base.train, epochs=1))
+    base = replace(
+        profile.base,
+        train=replace(profile.base.train, epochs=1, crops_per_image=1),
+        judge=replace(profile.base.judge, crops=1),
+    )
     short = replace(profile, base=base, methods=("PMT-IQA",), seeds=(0,))
     results = reproduce(suite_of("h100", short, tmp_path, data_root=data_root))
     experiments._loaded.cache_clear()
