@@ -13,6 +13,7 @@ from PIL import Image
 
 from tenfold.pmt_iqa.config import RunConfig
 from tenfold.pmt_iqa.datasets import ImageSet, ScoreScale
+from tenfold.pmt_iqa.degradations import DISTORTIONS, bundled_photographs
 from tenfold.pmt_iqa.export import ScoreOfBytes, export_onnx
 from tenfold.pmt_iqa.pixels import normalise
 from tenfold.pmt_iqa.scoring import Scorer, artifact, config_from_plain, pictures_in
@@ -166,11 +167,11 @@ def test_pictures_of_a_folder_are_found_in_order(tmp_path: Path) -> None:
 def test_the_bundled_network_scores_out_of_the_box(cpu: Fabric) -> None:
     scorer = Scorer.load(fabric=cpu)
     assert scorer.dataset == "proxy"
-    rng = np.random.default_rng(0)
-    smooth = np.repeat(np.repeat(rng.integers(0, 256, (16, 16, 3)), 8, axis=0), 8, axis=1)
-    noisy = np.clip(smooth + rng.normal(0, 50, smooth.shape), 0, 255)
-    clean, spoiled = (scorer.score(values.astype(np.uint8)).score for values in (smooth, noisy))
-    assert clean > spoiled + 10
+    photograph = bundled_photographs()["chelsea"][:256, :256]
+    clean = scorer.score(photograph).score
+    for kind, (apply, strengths) in DISTORTIONS.items():
+        spoiled = apply(photograph, strengths[-1], np.random.default_rng(0))
+        assert clean > scorer.score(spoiled).score + 10, kind
 
 
 def test_an_exported_network_scores_as_the_original(
