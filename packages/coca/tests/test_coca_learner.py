@@ -125,6 +125,13 @@ def test_the_two_draws_are_independent(make_learner: MakeLearner, small_sets: An
     assert sum(same) < 5
 
 
+def test_images_are_planar_on_the_cpu_where_narrow_convolutions_are_wrong_otherwise(
+    make_learner: MakeLearner, small_sets: Any
+) -> None:
+    batch = make_learner("ER", "resnet18").prepare(small_sets.train.images[:8], small_sets.train.labels[:8])
+    assert batch.images.is_contiguous()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_learner_goes_on_as_if_it_had_not_been_saved(
     method: str, make_learner: MakeLearner, small_sets: Any, tmp_path: Path, cpu: Any

@@ -243,7 +243,10 @@ class Learner:
         """Images of this process, augmented by their part of what is drawn for all."""
         crops = host_to_device(self._part(self.preprocessing.draw(size, self._crop_rng)), self.device)
         images = self.preprocessing.apply(local_images, crops)
-        return images.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else images
+        # Cropping leaves NHWC behind. In it, oneDNN with AVX2 computes wrong weight gradients of 1x1 convolutions with
+        # stride 2 and fewer than 8 channels, and writes outside its memory.
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        return images.contiguous(memory_format=layout)
 
     def _part(self, values: Any) -> Any:
         """Every n-th item, for the n processes."""
