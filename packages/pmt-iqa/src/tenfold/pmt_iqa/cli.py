@@ -21,7 +21,16 @@ from torch import Tensor
 from tenfold.pmt_iqa.backbones import ResNetName, imagenet_file
 from tenfold.pmt_iqa.checkpoints import load_official_state_dict
 from tenfold.pmt_iqa.config import JudgeConfig, ModelConfig, RunConfig, TrainConfig
-from tenfold.pmt_iqa.datasets import DATASETS, ImageSet, csv_table, load, load_dataset
+from tenfold.pmt_iqa.datasets import (
+    DATASETS,
+    MADE_OF_PHOTOGRAPHS,
+    ImageSet,
+    ScoreTable,
+    csv_table,
+    load,
+    load_dataset,
+    named_table,
+)
 from tenfold.pmt_iqa.evaluation import PlccFit, agreement
 from tenfold.pmt_iqa.experiments import (
     MAIN_METRICS,
@@ -128,13 +137,15 @@ class Csv:
     resize: tuple[int, int] | None = None
     """Height and width that all images get first."""
 
-    def load(self, cache: Path | None) -> ImageSet:
-        """The images, decoded."""
+    def read(self) -> ScoreTable:
+        """The table; no image is decoded."""
         if self.table is None:
             raise TenfoldError("--dataset csv needs the table: give --csv.table FILE")
-        return load(
-            csv_table(self.table, self.images, not self.lower_is_better, self.scale, self.resize), cache
-        )
+        return csv_table(self.table, self.images, not self.lower_is_better, self.scale, self.resize)
+
+    def load(self, cache: Path | None) -> ImageSet:
+        """The images, decoded."""
+        return load(self.read(), cache)
 
 
 @dataclass(frozen=True)
@@ -172,16 +183,8 @@ class Train:
     """Only warnings and errors."""
 
     def run(self) -> int:
-        if self.model.pretrained and self.model.backbone != "small":
-            imagenet_file(self.model.backbone, self.imagenet_weights, self.download)
-        is_csv = self.dataset == "csv"
-        images = (
-            self.csv.load(self.cache)
-            if is_csv
-            else load_dataset(self.dataset, _data_root(self.data_root), self.cache, self.legacy_resize)
-        )
         config = RunConfig(
-            images.name,
+            self.dataset,
             self.train_fraction,
             self.legacy_resize,
             self.clamp_levels,
@@ -189,6 +192,20 @@ class Train:
             self.train,
             self.judge,
         )
+        is_csv = self.dataset == "csv"
+        root = _data_root(self.data_root)
+        if is_csv:  # whatever is missing is said before images are decoded
+            self.csv.read()
+        elif self.dataset not in MADE_OF_PHOTOGRAPHS:
+            named_table(self.dataset, root)
+        if self.model.pretrained and self.model.backbone != "small":
+            imagenet_file(self.model.backbone, self.imagenet_weights, self.download)
+        images = (
+            self.csv.load(self.cache)
+            if is_csv
+            else load_dataset(self.dataset, root, self.cache, self.legacy_resize)
+        )
+        config = replace(config, dataset=images.name)
         fabric = launch_fabric(self.accelerator)
         record = {**plain(config), "seed": self.seed, **({"images": images.digest()} if is_csv else {})}
         name = f"{images.name}-{self.train.schedule}-{config_hash(record)[:8]}"

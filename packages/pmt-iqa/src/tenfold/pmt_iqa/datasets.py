@@ -202,6 +202,8 @@ def bid_table(root: Path) -> ScoreTable:
     return ScoreTable("bid", paths, scores, names, "bid", ScoreScale(0.0, 5.0, True), (512, 512))
 
 
+MADE_OF_PHOTOGRAPHS = ("proxy", "proxy-smoke", "photographs")
+"""Data sets that are distorted here, and have no table."""
 DATASETS: dict[str, Callable[[Path], ScoreTable]] = {
     "live": live_table,
     "csiq": csiq_table,
@@ -304,13 +306,22 @@ def load_dataset(name: str, root: Path, cache: Path | None = None, legacy_resize
                 "quick profile, which needs no data"
             )
         return distorted_set("photographs", distort(folder_photographs(folder), size=256, crops=3))
+    return load(named_table(name, root, legacy_resize), cache)
+
+
+def named_table(name: str, root: Path, legacy_resize: bool = False) -> ScoreTable:
+    """The table of one of :data:`DATASETS`; no image is decoded.
+
+    Raises:
+        TenfoldError: the name is unknown, or its files are not there.
+    """
     if name not in DATASETS:
         known = ("proxy", "photographs", *DATASETS, "csv")
         raise TenfoldError(f"unknown data set {name!r}; choose one of {', '.join(known)}")
     table = DATASETS[name](root)
     if legacy_resize and table.resize is not None:
         table = replace(table, resize=table.resize[::-1])
-    return load(table, cache)
+    return table
 
 
 def distorted_set(name: str, made: DistortedPictures) -> ImageSet:
