@@ -23,10 +23,12 @@ BUILT = re.findall(r"^BUILT := (.*)$", (ROOT / "Makefile").read_text(encoding="u
 
 
 def run(command: Sequence[str | Path], **environment: str) -> subprocess.CompletedProcess[str]:
+    # Bytecode is kept, whatever the surroundings say: an environment is started from many times.
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**outside, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         check=False,
