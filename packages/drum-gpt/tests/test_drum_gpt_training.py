@@ -62,7 +62,14 @@ def weights(model: LanguageModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("checkpoint", [1, 2])
-@pytest.mark.parametrize("settings", [{}, {"patience": 2, "lr": 0.05}, {"infill_rate": 0.5, "window": None, "max_length": 3000, "steps": 6, "eval_every": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"patience": 2, "lr": 0.05},
+        {"infill_rate": 0.5, "window": None, "max_length": 3000, "steps": 6, "eval_every": 2},
+    ],
+)
 def test_a_killed_run_goes_on_to_the_same_result(
     checkpoint: int,
     settings: dict[str, Any],

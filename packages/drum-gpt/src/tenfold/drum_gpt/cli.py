@@ -13,8 +13,6 @@ import tyro
 from lightning_fabric import Fabric
 from rich.console import Console
 from rich.table import Table
-from tenfold.drum_gpt.performance import Feel, humanise
-from tenfold.drum_gpt.rendering import find_sound_font, render, write_wav
 
 from tenfold.drum_gpt.annotations import count_annotations, read_annotations
 from tenfold.drum_gpt.checkpoints import artifact, load_artifact
@@ -46,6 +44,7 @@ from tenfold.drum_gpt.experiments import (
 from tenfold.drum_gpt.figures import draw_piano_rolls
 from tenfold.drum_gpt.generation import complete
 from tenfold.drum_gpt.ngram import LineNgram, as_completion
+from tenfold.drum_gpt.performance import Feel, humanise
 from tenfold.drum_gpt.profiles import PROFILES, Profile
 from tenfold.drum_gpt.prompts import (
     PROMPT_LINES,
@@ -56,7 +55,9 @@ from tenfold.drum_gpt.prompts import (
     prompt_of,
     to_drumroll,
     without_silent_beginning,
+    without_silent_end,
 )
+from tenfold.drum_gpt.rendering import find_sound_font, render, write_wav
 from tenfold.drum_gpt.structure import measure_stability, structural_summary
 from tenfold.drum_gpt.training import likelihood
 from tenfold.shared.accelerator import AcceleratorConfig
@@ -69,6 +70,8 @@ logger = get_logger("drum-gpt")
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
 Accelerator = Annotated[AcceleratorConfig, tyro.conf.arg(name="")]  # --device, not --accelerator.device
 TEXTS = (".txt",)
+NGRAM_ORDER = 32
+"""Lines that the n-gram model of `generate` looks back on: more than predict best, but it keeps to its groove."""
 QUICK_NETWORK = Path("runs", PAPER, "quick", "pre-trained-seed0", "model.pt")
 
 
@@ -276,7 +279,8 @@ class Generate:
                 "language model in %s",
                 QUICK_NETWORK,
             )
-            model = LineNgram(training_drumrolls())
+            # Pieces are filled up with silence, which a model of a few lines never leaves again.
+            model = LineNgram(map(without_silent_end, training_drumrolls()), order=NGRAM_ORDER)
             generator = np.random.default_rng(self.seed)
             given, lines = lines_of(example.prompt), self.sample.measures * MEASURE
             return [as_completion(model.continue_piece(given, lines, generator)) for _ in range(self.count)]
@@ -330,7 +334,6 @@ class Encode:
     """Pass by notes that are none of the six drums."""
 
     def run(self) -> int:
-        self.out.mkdir(parents=True, exist_ok=True)
         written, skipped, broken = 0, 0, 0
         base = self.source if self.source.is_dir() else self.source.parent
         for path, outcome in midi_files_to_drumrolls(self.source, self.skip_unknown):

@@ -25,7 +25,7 @@ from tenfold.shared.runs import Run
 from tenfold.shared.seeding import make_generator
 
 LIBRARIES = ("numpy", "scipy", "sklearn")
-WINDOW, BATCH_SIZE, LEARNING_RATE = 256, 16, 2e-3
+WINDOW, BATCH_SIZE, LEARNING_RATE = 256, 4, 2e-3
 
 
 @cache
@@ -65,7 +65,7 @@ def read_english(layers: int, steps: int, seed: int, fabric: Fabric, run: Run) -
 
     Args:
         layers: of the network.
-        steps: of 16 windows of 256 bytes.
+        steps: of four windows of 256 bytes.
         seed: of weights and windows.
         fabric: launched; every process does the same.
         run: entered; goes on from its checkpoint.

@@ -27,7 +27,7 @@ class Profile:
     seeds: tuple[int, ...] = (0, 1, 2)
     splits: tuple[Split, ...] = ("test",)
     """Splits whose prompts are continued."""
-    english_steps: int = 1500
+    english_steps: int = 400
     """Steps for which a byte-level network reads English, where that is what it begins with."""
 
     def run_config(self, method: str) -> RunConfig:
@@ -124,7 +124,9 @@ PROFILES: dict[str, Profile] = {
             "scratch, high rate": Method(_RANDOM, {"lr": 1e-3}),
             "LoRA": Method({"lora_rank": 16}, {"lr": 3e-3}),
             "3 layers": Method({"layers": 3}),
-            "Transformer": Method({"name": "characters", "layers": 4, **_RANDOM}, {"window": 512, "lr": 1e-3}),
+            "Transformer": Method(
+                {"name": "characters", "layers": 4, **_RANDOM}, {"window": 512, "lr": 1e-3}
+            ),
         },
     ),
     "h100": Profile(

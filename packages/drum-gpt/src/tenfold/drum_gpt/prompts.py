@@ -70,6 +70,14 @@ def without_silent_beginning(lines: Sequence[str]) -> list[str]:
     return lines
 
 
+def without_silent_end(text: str) -> str:
+    """A drumroll up to its last measure in which something is hit."""
+    lines = text.splitlines()
+    while len(lines) >= MEASURE and all(line == EMPTY_LINE for line in lines[-MEASURE:]):
+        lines = lines[:-MEASURE]
+    return "".join(f"{line}\n" for line in lines)
+
+
 def lines_of(text: str) -> list[str]:
     """Lines of music in a prompt or completion: separators and what follows the end are left out."""
     lines: list[str] = []
