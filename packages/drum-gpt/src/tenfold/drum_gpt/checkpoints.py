@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -24,7 +23,7 @@ KIND = "tenfold drum-gpt language model"
 def artifact(model: LanguageModel, config: RunConfig) -> dict[str, Any]:
     """Everything of a network, as tensors and plain values; LoRA's matrices are added to the weights."""
     network: Any = model.network
-    if isinstance(network, PeftModel):
+    if config.model.lora_rank:
         network = copy.deepcopy(network).merge_and_unload()  # the one at hand may go on learning
     tokenizer: Any = model.vocabulary.tokenizer
     return {

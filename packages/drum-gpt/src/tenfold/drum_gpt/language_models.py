@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -93,6 +92,8 @@ def load_language_model(
 
 def with_lora(network: PreTrainedModel, config: ModelConfig) -> Any:
     """Freeze the network and put LoRA's matrices beside every linear layer but the last."""
+    from peft import LoraConfig, get_peft_model  # takes seconds, which only LoRA needs
+
     return get_peft_model(
         network,
         LoraConfig(

@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
-from sklearn.cluster import KMeans
 
 from tenfold.drum_gpt.encoding import EMPTY_LINE, HIT, MEASURE, REST
 
@@ -79,6 +78,8 @@ def two_means(values: Sequence[float], method: TwoMeansMethod = "exact") -> TwoM
     if method == "exact":
         labels = np.arange(len(found)) >= _best_cut(found)
     else:
+        from sklearn.cluster import KMeans  # takes seconds, which only the authors' way of clustering needs
+
         means = KMeans(n_clusters=2, random_state=0, n_init=int(method.removeprefix("n_init=")))
         labels = means.fit_predict(np.asarray(values, dtype=np.float64)[:, None]) == 1
         found = np.asarray(values, dtype=np.float64)
