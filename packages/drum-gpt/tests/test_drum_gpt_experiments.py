@@ -262,7 +262,7 @@ def test_docstrings_are_a_lot_of_english() -> None:
     text = docstrings()
     assert len(text) > 1_000_000
     assert text.isascii()
-    assert text.count(" the ") > 10_000
+    assert text.count(" the ") > 5_000
 
 
 # -- the n-gram model beside networks ------------------------------------------------------------------

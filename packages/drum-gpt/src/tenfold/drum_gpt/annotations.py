@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,12 +44,15 @@ def read_annotations(path: Path) -> list[Annotation]:
     """
     if not path.is_file():
         raise TenfoldError(f"there is no file {path}")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"name", "pattern", *FLAGS, "short"} - set(reader.fieldnames or ())
-        if missing:
-            raise TenfoldError(f"{path} lacks the columns {', '.join(sorted(missing))}")
-        return [_annotation(row, f"{path}, line {number}") for number, row in enumerate(reader, start=2)]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TenfoldError(f"{path} is not written in UTF-8; save it so") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = {"name", "pattern", *FLAGS, "short"} - set(reader.fieldnames or ())
+    if missing:
+        raise TenfoldError(f"{path} lacks the columns {', '.join(sorted(missing))}")
+    return [_annotation(row, f"{path}, line {reader.line_num}") for row in reader]
 
 
 def count_annotations(annotations: Iterable[Annotation]) -> dict[str, int]:
@@ -74,7 +78,7 @@ def _annotation(row: dict[str, str], where: str) -> Annotation:
         if row[flag] not in (YES, NO, UNJUDGED):
             raise TenfoldError(f"{where}: {flag} is {YES}, {NO} or {UNJUDGED}, not {row[flag]!r}")
         flags[flag] = None if row[flag] == UNJUDGED else row[flag] == YES
-    if row["short"] and not row["short"].isdigit():
+    if row["short"] and not (row["short"].isascii() and row["short"].isdigit()):
         raise TenfoldError(f"{where}: short is a number of measures or empty, not {row['short']!r}")
     short = int(row["short"]) if row["short"] else None
     return Annotation(row["name"], pattern, short=short, **flags)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
+import mido
 import numpy as np
 import tyro
 from lightning_fabric import Fabric
@@ -21,14 +24,12 @@ from tenfold.drum_gpt.continuations import let_drum, training_drumrolls
 from tenfold.drum_gpt.corpus import Split, bundled_pieces, pieces_of
 from tenfold.drum_gpt.encoding import (
     MEASURE,
-    Hit,
     drumroll_to_midi,
     files_in,
     midi_files_to_drumrolls,
     performance_to_drumroll,
     read_midi,
 )
-from tenfold.drum_gpt.examples import examples_to_judge
 from tenfold.drum_gpt.experiments import (
     DATASET,
     MAIN_METRICS,
@@ -36,6 +37,8 @@ from tenfold.drum_gpt.experiments import (
     Suite,
     fine_tune,
     finish,
+    identity,
+    judge,
     launch_fabric,
     official_metrics,
     reproduce,
@@ -59,11 +62,10 @@ from tenfold.drum_gpt.prompts import (
 )
 from tenfold.drum_gpt.rendering import find_sound_font, render, write_wav
 from tenfold.drum_gpt.structure import measure_stability, structural_summary
-from tenfold.drum_gpt.training import likelihood
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
-from tenfold.shared.runs import Run, RunKey, config_hash, plain, replaced
+from tenfold.shared.runs import Run, RunKey, config_hash, replaced
 
 logger = get_logger("drum-gpt")
 
@@ -153,7 +155,7 @@ class Train:
     def run(self) -> int:
         config = RunConfig(self.model, self.train, self.sample, self.test_pieces)
         fabric = launch_fabric(self.accelerator)
-        record = {**plain(config), "seed": self.seed}
+        record = {**identity(config), "seed": self.seed}
         method = (
             "LoRA" if self.model.lora_rank else {"random": "scratch"}.get(self.model.start, "pre-trained")
         )
@@ -192,11 +194,10 @@ class Evaluate:
     def run(self) -> int:
         fabric = _one_process(self.accelerator)
         model, config = load_artifact(self.checkpoint)
-        config = replace(config, test_pieces=self.pieces or config.test_pieces)
+        if self.pieces is not None:
+            config = replace(config, test_pieces=self.pieces)
         model.network.to(fabric.device)  # type: ignore[arg-type]
-        examples = examples_to_judge(pieces_of(self.split), model.vocabulary, config.train)
-        with fabric.autocast():
-            metrics = likelihood(model.network, examples, model.vocabulary.end, fabric).metrics(self.split)
+        metrics = judge(model, pieces_of(self.split), config.train, fabric).metrics(self.split)
         metrics |= let_drum(model, config, self.seed, self.split, fabric, None)
         _print_table(f"{self.checkpoint}: {self.split}", {"value": metrics})
         return 0
@@ -226,7 +227,9 @@ class Generate:
     strength: float = 1.0
     """How far --humanise goes: 0 is on the grid."""
     sound_font: Path | None = None
-    """General MIDI sound font (.sf2, .sf3) to play with; `auto` finds one; by default the built-in synthesis."""
+    """General MIDI sound font (.sf2, .sf3) to play with; by default one that is found in the usual places."""
+    synthesis: bool = False
+    """The built-in synthesis, even where a sound font is found."""
     skip_unknown: bool = False
     """Pass by notes that are none of the six drums."""
     seed: int = 0
@@ -236,10 +239,13 @@ class Generate:
     """Only warnings and errors."""
 
     def run(self) -> int:
-        if self.count < 1:
-            raise TenfoldError("--count is at least 1")
-        text, tempo = _read_drumroll(self.prompt, self.skip_unknown)
-        bpm = self.bpm or tempo
+        if self.count < 1 or self.seed < 0:
+            raise TenfoldError("--count is at least 1, --seed at least 0")
+        if self.bpm is not None and not 4 <= self.bpm <= 1000:
+            raise TenfoldError(f"--bpm is from 4 to 1000, not {self.bpm:g}")
+        font = self._sound_font()
+        text, tempo, beats = _read_drumroll(self.prompt, self.skip_unknown)
+        bpm = tempo if self.bpm is None else self.bpm
         feel = Feel.load(self.style) if self.humanise else None
         example = self._example(text)
         completions = self._complete(example, bpm)
@@ -249,7 +255,8 @@ class Generate:
             groove = self._groove(text, example, completion)
             name = self.prompt.stem if self.count == 1 else f"{self.prompt.stem}-{number}"
             hits = humanise(groove, feel, self.seed + number, self.strength) if feel else None
-            self._write(name, groove, bpm, hits)
+            midi = drumroll_to_midi(groove, bpm=bpm, hits=hits, beats=beats)
+            self._write(name, groove, midi, font)
             rolls[name] = groove
         rest = without_silent_beginning(text.splitlines())
         if len(rest) > PROMPT_LINES and self.infill is None:
@@ -311,9 +318,23 @@ class Generate:
         lines[start : start + MEASURE] = lines_of(completion)
         return "".join(f"{line}\n" for line in lines)
 
-    def _write(self, name: str, groove: str, bpm: float, hits: list[Hit] | None) -> None:
-        midi = drumroll_to_midi(groove, bpm=bpm, hits=hits)
-        font = find_sound_font() if str(self.sound_font) == "auto" else self.sound_font
+    def _sound_font(self) -> Path | None:
+        """What plays; None is the built-in synthesis."""
+        if self.synthesis:
+            return None
+        font = self.sound_font or find_sound_font()
+        if font is not None and self.sound_font is None and importlib.util.find_spec("fluidsynth") is None:
+            logger.info(
+                'the built-in synthesis plays; pip install "tenfold-drum-gpt[soundfont]" to hear %s', font
+            )
+            return None
+        if font is not None:
+            render(
+                drumroll_to_midi("o-----\n"), font
+            )  # what is wrong with it is said before anything is drawn
+        return font
+
+    def _write(self, name: str, groove: str, midi: mido.MidiFile, font: Path | None) -> None:
         with replaced(self.out / f"{name}.txt") as temporary:
             temporary.write_text(groove, encoding="utf-8")
         with replaced(self.out / f"{name}.mid") as temporary:
@@ -377,7 +398,7 @@ class Decode:
         base = self.source if self.source.is_dir() else self.source.parent
         paths = files_in(self.source, TEXTS, "drumroll")
         for path in paths:
-            text = path.read_text(encoding="utf-8")
+            text = _text_of(path)
             hits = humanise(text, feel, self.seed) if feel else None
             target = (self.out / path.relative_to(base)).with_suffix(".mid")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -406,27 +427,28 @@ class Analyse:
         reference = (
             [piece.text for piece in bundled_pieces() if piece.split == "train"]
             if self.reference is None
-            else [path.read_text(encoding="utf-8") for path in files_in(self.reference, TEXTS, "drumroll")]
+            else [_text_of(path) for path in files_in(self.reference, TEXTS, "drumroll")]
         )
         columns: dict[str, Mapping[str, float]] = {}
-        rows = ["folder,piece,measures,mean_stability,gap,own_centre_distance\n"]
+        rows: list[dict[str, str]] = []
         for folder in self.folders:
             paths = files_in(folder, TEXTS, "drumroll")
-            texts = [path.read_text(encoding="utf-8") for path in paths]
-            columns[folder.name] = {"pieces": float(len(texts)), **official_metrics(texts, reference)}
+            texts = [_text_of(path) for path in paths]
+            columns[str(folder)] = {"pieces": float(len(texts)), **official_metrics(texts, reference)}
             for path, text in zip(paths, texts, strict=True):
                 found = structural_summary([text])
-                rows.append(
-                    f"{folder.name},{path.stem},{len(text.splitlines()) / MEASURE:g},"
-                    f"{found['mean_stability']:.6g},{found['gap']:.6g},{found['own_centre_distance']:.6g}\n"
-                )
+                measures = len(text.splitlines()) / MEASURE
+                numbers = {name: f"{value:.6g}" for name, value in {"measures": measures, **found}.items()}
+                rows.append({"folder": str(folder), "piece": path.stem, **numbers})
         _print_table("structural evaluation", columns)
         if self.annotations is not None:
             _print_table("annotations", {"grooves": count_annotations(read_annotations(self.annotations))})
         if self.csv is not None:
             self.csv.parent.mkdir(parents=True, exist_ok=True)
-            with replaced(self.csv) as temporary:
-                temporary.write_text("".join(rows), encoding="utf-8")
+            with replaced(self.csv) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
         return 0
 
 
@@ -464,12 +486,19 @@ def _profile(name: str) -> Profile:
     return PROFILES[name]
 
 
-def _read_drumroll(path: Path, keep_unknown: bool) -> tuple[str, float]:
-    """Text and tempo of a MIDI file, or of a drumroll at 120 bpm."""
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TenfoldError(f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TenfoldError(f"{path} is no text that can be read; drumrolls are plain ASCII") from error
+
+
+def _read_drumroll(path: Path, keep_unknown: bool) -> tuple[str, float, int]:
+    """Text, tempo and beats of a MIDI file, or of a drumroll at 120 bpm in 4/4."""
     if path.suffix.lower() in TEXTS:
-        if not path.is_file():
-            raise TenfoldError(f"there is no file {path}")
-        return path.read_text(encoding="utf-8"), 120.0
+        return _text_of(path), 120.0, 4
     performance = read_midi(path, keep_unknown)
     text = performance_to_drumroll(performance)
     if text is None:
@@ -477,7 +506,7 @@ def _read_drumroll(path: Path, keep_unknown: bool) -> tuple[str, float]:
             f"{path} is in {performance.beats}/{performance.beat_unit}; drumrolls count quarter notes: give a piece in "
             "4/4, 3/4 or the like"
         )
-    return text, performance.bpm
+    return text, performance.bpm, performance.beats
 
 
 def _one_process(config: AcceleratorConfig) -> Fabric:

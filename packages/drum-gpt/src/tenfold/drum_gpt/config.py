@@ -103,6 +103,10 @@ class TrainConfig:
             raise TenfoldError("warm-up, the prompt's weight and the infill rate are shares from 0 to 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise TenfoldError("--train.betas are from 0 to below 1")
+        if self.eval_measures is not None and self.condition:
+            raise TenfoldError(
+                "the first measures are judged without a prompt: leave out --train.eval-measures"
+            )
         if self.window is not None and (self.condition or self.infill_rate):
             raise TenfoldError(
                 "windows show no whole prompt: leave out --train.window, or --train.condition and infilling"
@@ -141,7 +145,11 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     test_pieces: int | None = None
-    """Only so many test pieces are judged and continued; by default all."""
+    """Only the prompts of so many test pieces are continued; by default all."""
+
+    def __post_init__(self) -> None:
+        if self.test_pieces is not None and self.test_pieces < 1:
+            raise TenfoldError(f"--test-pieces is at least 1, not {self.test_pieces}")
 
     @classmethod
     def from_plain(cls, settings: Mapping[str, Any]) -> RunConfig:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from tenfold.drum_gpt.rendering import render, write_wav
 
 from tenfold.drum_gpt.config import RunConfig
 from tenfold.drum_gpt.corpus import Piece, Split, pieces_of
@@ -22,6 +21,7 @@ from tenfold.drum_gpt.generation import complete
 from tenfold.drum_gpt.language_models import LanguageModel
 from tenfold.drum_gpt.ngram import training_texts
 from tenfold.drum_gpt.prompts import PROMPT_LINES, Example, to_drumroll
+from tenfold.drum_gpt.rendering import render, write_wav
 from tenfold.shared.runs import Run
 
 HEARD_MEASURES, SAMPLE_RATE = 6, 22_050
@@ -86,7 +86,7 @@ def show(
     sounds = {"groove": (grooves, run.key.method), "human": (human, "human")}
     for name, (texts, who) in sounds.items():
         lines = texts[0].splitlines(keepends=True)[: HEARD_MEASURES * MEASURE]
-        midi = drumroll_to_midi("".join(lines), bpm=pieces[0].bpm)
+        midi = drumroll_to_midi("".join(lines), bpm=pieces[0].bpm, beats=4)
         caption = f"{pieces[0].name}: two given measures, then {who}"
         with run.figure(f"{split}_{name}.wav", caption) as path:
             write_wav(path, render(midi, sample_rate=SAMPLE_RATE).mean(axis=1), SAMPLE_RATE)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mido
+from mido.midifiles.meta import KeySignatureError
 
 from tenfold.shared.logging import TenfoldError
 
@@ -82,9 +83,9 @@ class Performance:
 def read_midi(source: Path | str | bytes, keep_unknown: bool = False) -> Performance:
     """Read the drums of a MIDI file.
 
-    The drums are the notes of the first track, as in the authors' code, which is all there is in Groove. Where that
-    track has no note (it often holds the tempo alone), they are what is played on channel 10 in any track, or else the
-    notes of the only track that has some.
+    The drums are the notes of the first track, as in the authors' code, which is all there is in Groove; those on
+    channel 10 alone where there are some. Where that track has no note (it often holds the tempo alone), they are what
+    is played on channel 10 in any track, or else the notes of the only track that has some.
 
     Args:
         source: a file, or its bytes.
@@ -100,36 +101,38 @@ def read_midi(source: Path | str | bytes, keep_unknown: bool = False) -> Perform
         raise TenfoldError(f"there is no file {name}") from None
     except IsADirectoryError:
         raise TenfoldError(f"{name} is a folder; give a MIDI file") from None
-    except (OSError, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
+    except (OSError, ValueError, EOFError, IndexError, KeyError, TypeError, KeySignatureError) as error:
         raise TenfoldError(f"{name} is no complete MIDI file ({error or type(error).__name__})") from error
     if not file.tracks or file.ticks_per_beat < 8:
         raise TenfoldError(f"{name} has no track, or too coarse a clock for sixteenth notes")
-    notes = _drum_notes(file, name)
-    hits = []
-    for tick, note, velocity in notes:
-        if note in DROPPED_NOTES:
-            continue
-        if note not in COLUMN_OF_NOTE:
-            if keep_unknown:
-                continue
-            raise TenfoldError(
-                f"{name}: note {note} is none of the six drums; is it a drum track? (--skip-unknown passes it by)"
-            )
-        hits.append(Hit(tick, COLUMN_OF_NOTE[note], velocity))
     beats, beat_unit, tempo = 4, 4, 500_000
     for message in file.tracks[0]:
         if message.type == "time_signature":
             beats, beat_unit = message.numerator, message.denominator
         elif message.type == "set_tempo":
             tempo = message.tempo
-    return Performance(tuple(hits), file.ticks_per_beat, beats, beat_unit, mido.tempo2bpm(tempo))
+    if tempo == 0:
+        raise TenfoldError(f"{name} has a tempo of no time; give a MIDI file with another")
+    found = Performance((), file.ticks_per_beat, beats, beat_unit, mido.tempo2bpm(tempo))
+    hits = []
+    for tick, note, velocity in _drum_notes(file, name):
+        if note in COLUMN_OF_NOTE:
+            hits.append(Hit(tick, COLUMN_OF_NOTE[note], velocity))
+            continue
+        is_asked = beat_unit == 4 and found.step_of(tick) < found.steps  # what a drumroll would show
+        if is_asked and not keep_unknown and note not in DROPPED_NOTES:
+            raise TenfoldError(
+                f"{name}: note {note} is none of the six drums; is it a drum track? (--skip-unknown passes it by)"
+            )
+    return replace(found, hits=tuple(hits))
 
 
 def _drum_notes(file: mido.MidiFile, name: str) -> list[tuple[int, int, int]]:
     """(tick, note, velocity) of every hit of the drum track."""
     tracks = [list(_notes(track)) for track in file.tracks]
     if tracks[0]:
-        return [note[:3] for note in tracks[0]]
+        on_drum_channel = [note[:3] for note in tracks[0] if note[3] == DRUM_CHANNEL]
+        return on_drum_channel or [note[:3] for note in tracks[0]]
     drums = sorted(
         (note for track in tracks for note in track if note[3] == DRUM_CHANNEL), key=lambda note: note[0]
     )
@@ -227,17 +230,22 @@ def columns_hit(line: str) -> list[int]:
 
 
 def drumroll_to_midi(
-    text: str, official: bool = False, bpm: float = 120.0, hits: Iterable[Hit] | None = None
+    text: str,
+    official: bool = False,
+    bpm: float = 120.0,
+    hits: Iterable[Hit] | None = None,
+    beats: int | None = None,
 ) -> mido.MidiFile:
     """A drumroll as a MIDI file of type 1 with 480 ticks for each quarter note.
 
     Args:
         text: lines of a drumroll; one that is too long is cut off, one that is too short ends in rests.
         official: as the authors' code: always 120 bpm and 4/4, on channel 1 (a piano in most players), without a
-            note's end, and a note of velocity 0 for every empty line. Ours writes channel 10, the metre that the
-            length stands for (192 lines are 3/4), notes of half a step, and the tempo.
+            note's end, and a note of velocity 0 for every empty line. Ours writes channel 10, the metre, notes of half
+            a step, and the tempo.
         bpm: quarter notes per minute.
         hits: when and how loud each hit is instead (ticks of this file), see :mod:`tenfold.drum_gpt.performance`.
+        beats: of the metre; by default what sixteen measures of so many lines stand for (192 lines are 3/4).
 
     Raises:
         TenfoldError: there is no line, the tempo is out of MIDI's range; or ``official`` and a line is too long.
@@ -256,8 +264,7 @@ def drumroll_to_midi(
             for number, line in enumerate(lines)
             for column in columns_hit(line)
         ]
-    beats, rest = divmod(len(lines), MEASURE * 4)
-    file, track = _new_file(beats if beats and not rest else 4, mido.bpm2tempo(bpm))
+    file, track = _new_file(beats or _beats_of(len(lines)), mido.bpm2tempo(bpm))
     track.append(mido.Message("program_change", channel=DRUM_CHANNEL, program=0, time=0))
     events = []
     for hit in hits:
@@ -271,6 +278,12 @@ def drumroll_to_midi(
         now = tick
     track.append(mido.MetaMessage("end_of_track", time=max(0, len(lines) * step - now)))
     return file
+
+
+def _beats_of(lines: int) -> int:
+    """Quarter notes of a measure where there are sixteen of them; 4 where the length stands for no metre."""
+    beats, rest = divmod(lines, MEASURE * 4)
+    return beats if 3 <= beats <= 255 and not rest else 4
 
 
 def _official_midi(lines: list[str]) -> mido.MidiFile:

@@ -6,6 +6,7 @@ The text is what NumPy says of itself in its docstrings (BSD licence): more than
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,13 @@ LIBRARY = "numpy"
 WINDOW, BATCH_SIZE, LEARNING_RATE = 256, 4, 2e-3
 
 
+def settings(layers: int, steps: int) -> dict[str, Any]:
+    """Everything that decides what comes out."""
+    text = hashlib.sha256(docstrings().encode()).hexdigest()
+    sizes = {"window": WINDOW, "batch_size": BATCH_SIZE, "lr": LEARNING_RATE}
+    return {"layers": layers, "steps": steps, **sizes, "text": text}
+
+
 @cache
 def docstrings() -> str:
     """Every docstring of more than 200 characters, once, in the order of the files.
@@ -39,7 +47,7 @@ def docstrings() -> str:
     paths = [] if folder is None else sorted(folder.rglob("*.py"))
     found: dict[str, None] = {}
     for path in paths:
-        if "tests" not in path.parts:
+        if folder is not None and "tests" not in path.relative_to(folder).parts:
             found.update(dict.fromkeys(_docstrings_of(path)))
     if not found:
         raise TenfoldError("NumPy is installed without docstrings; there is no text to read")
@@ -85,8 +93,7 @@ def read_english(layers: int, steps: int, seed: int, fabric: Fabric, run: Run) -
         generator = make_generator(seed * 1_000_003 + step)
         starts = torch.randint(len(text) - WINDOW, (BATCH_SIZE, 1), generator=generator)
         tokens = text[starts + torch.arange(WINDOW)].to(fabric.device)
-        with fabric.autocast():
-            logits = network(input_ids=tokens, use_cache=False).logits
+        logits = network(input_ids=tokens, use_cache=False).logits
         counts = torch.ones_like(tokens, dtype=torch.float32)
         counts[:, 0] = 0  # nothing comes before it
         total, weight = weighted_loss(logits, tokens, counts)

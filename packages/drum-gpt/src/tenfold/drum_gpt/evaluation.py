@@ -33,7 +33,9 @@ def describe_completions(completions: Sequence[str]) -> dict[str, float]:
     return {
         "malformed_rate": float(np.mean([not is_well_formed(line) for line in lines])) if lines else 1.0,
         "whole_measure_rate": float(np.mean([count == MEASURE for count in counts])) if counts else 0.0,
-        "measures": float(np.mean([len(measure_lengths(completion)) for completion in completions])),
+        "measures": float(
+            np.mean([sum(count > 0 for count in measure_lengths(completion)) for completion in completions])
+        ),
         "ended_rate": float(np.mean([completion.split("\n")[-1] == END for completion in completions])),
     }
 

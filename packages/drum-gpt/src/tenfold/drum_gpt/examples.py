@@ -28,7 +28,7 @@ class TokenizedExample:
     measure_starts: Tensor
     """Places at which a measure begins."""
     lines: int
-    """Lines of music in the completion."""
+    """Whole lines of music in the completion's tokens."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def tokenize(
         TenfoldError: the prompt alone is too long.
     """
     prompt, completion = vocabulary.encode(example.prompt), vocabulary.encode(example.completion)
-    tokens = torch.tensor([*prompt, *completion, *([vocabulary.end] if with_end else [])])[:max_length]
+    whole = torch.tensor([*prompt, *completion, *([vocabulary.end] if with_end else [])])
+    tokens = whole[:max_length]
     if len(tokens) <= len(prompt):
         raise TenfoldError(f"a prompt has {len(prompt)} tokens; give more than that as --train.max-length")
     separator = vocabulary.encode(f"{SEPARATOR}\n")
@@ -73,7 +74,11 @@ def tokenize(
         tokens,
         len(prompt),
         torch.tensor([0, *after[after < len(tokens) - 1].tolist()]),
-        len(lines_of(example.completion)),
+        len(
+            lines_of(
+                example.completion if len(tokens) == len(whole) else vocabulary.decode(tokens[len(prompt) :])
+            )
+        ),
     )
 
 

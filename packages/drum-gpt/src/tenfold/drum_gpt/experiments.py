@@ -6,6 +6,7 @@ interruption.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -18,11 +19,12 @@ from lightning_fabric import Fabric
 
 from tenfold.drum_gpt import smollm2
 from tenfold.drum_gpt.checkpoints import artifact
-from tenfold.drum_gpt.config import RunConfig
+from tenfold.drum_gpt.config import RunConfig, TrainConfig
 from tenfold.drum_gpt.continuations import describe_music, let_drum, plain_example, training_drumrolls
 from tenfold.drum_gpt.corpus import Piece, bundled_pieces, pieces_of
 from tenfold.drum_gpt.encoding import MEASURE
 from tenfold.drum_gpt.english import read_english
+from tenfold.drum_gpt.english import settings as english_settings
 from tenfold.drum_gpt.evaluation import describe_lines
 from tenfold.drum_gpt.examples import examples_to_judge, first_measures, texts_to_know
 from tenfold.drum_gpt.figures import draw_likelihoods, draw_stability
@@ -38,11 +40,12 @@ from tenfold.drum_gpt.structure import (
     repeat_baseline,
     structural_summary,
 )
-from tenfold.drum_gpt.training import Likelihood, likelihood, train
+from tenfold.drum_gpt.training import Likelihood, fitted, likelihood, train
 from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.logging import get_logger, progress
 from tenfold.shared.parallel import JobPool, available_cores
 from tenfold.shared.runs import Run, RunKey, plain
+from tenfold.shared.seeding import seed_everything
 
 logger = get_logger("drum-gpt")
 
@@ -123,11 +126,11 @@ class Suite:
         config: dict[str, Any]
         if isinstance(job, EnglishJob):
             key = self._key("english", 0, "docstrings", "bytes", "English")
-            config = {"layers": base.model.layers or BYTE_LAYERS, "steps": self.profile.english_steps}
+            config = english_settings(base.model.layers or BYTE_LAYERS, self.profile.english_steps)
         elif isinstance(job, ModelJob):
             key = self._key(slug(job.method), job.seed, DATASET, network, job.method)
             config = {
-                **plain(self.profile.run_config(job.method)),
+                **identity(self.profile.run_config(job.method)),
                 "seed": job.seed,
                 "splits": list(self.profile.splits),
             }
@@ -136,7 +139,7 @@ class Suite:
         elif isinstance(job, NgramJob):
             key = self._key(NGRAM, job.seed, DATASET, network, NGRAM)
             config = {
-                "sample": plain(base.sample),
+                "measures": base.sample.measures,
                 "eval_measures": base.train.eval_measures,
                 "eval_pieces": base.train.eval_pieces,
                 "test_pieces": base.test_pieces,
@@ -149,7 +152,8 @@ class Suite:
             config = {"method": job.method}
         else:
             key = self._key("comparison", 0, DATASET, "comparison", "pre-trained")
-            config = {"runs": {str(other): self.run(other).config_hash for other in self.model_jobs()}}
+            compared: list[Job] = [*self.model_jobs(), *(NgramJob(seed) for seed in self.profile.seeds)]
+            config = {"runs": {str(other): self.run(other).config_hash for other in compared}}
         writes = self.fabric.is_global_zero
         return Run(self.output, key, config, "step", self.checkpoint_seconds, is_writer=writes)
 
@@ -283,16 +287,43 @@ def fine_tune(
     Returns:
         The network, on Fabric's device; likelihoods; tokens per second of the training.
     """
-    torch.manual_seed(seed)
+    seed_everything(seed)
     texts = texts_to_know([piece for piece in bundled_pieces() if piece.example is not None], config.train)
     model = load_language_model(config.model, texts, download, english)
     training = pieces_of("train", config.train.only_4_4)
     trained = train(model, training, pieces_of("dev"), config.train, seed, fabric, run, compile_network)
     metrics = {"steps": float(trained.steps), "best_dev_nats_per_token": trained.best_dev}
-    examples = examples_to_judge(pieces_of("test"), model.vocabulary, config.train)
+    for split in ("dev", "test"):
+        pieces = pieces_of(split)[: config.train.eval_pieces if split == "dev" else None]
+        metrics |= judge(model, pieces, config.train, fabric).metrics(split)
+    return model, metrics, trained.tokens_per_second
+
+
+def judge(model: LanguageModel, pieces: Sequence[Piece], config: TrainConfig, fabric: Fabric) -> Likelihood:
+    """How likely pieces are to a fine-tuned network, on Fabric's device."""
+    examples = examples_to_judge(pieces, model.vocabulary, fitted(config, model))
     with fabric.autocast():
-        judged = likelihood(model.network, examples, model.vocabulary.end, fabric)
-    return model, metrics | judged.metrics("test"), trained.tokens_per_second
+        return likelihood(model.network, examples, model.vocabulary.end, fabric)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The settings of a run, with the content of a local model in place of its path."""
+    values: dict[str, Any] = plain(config)
+    folder = Path(config.model.name)
+    if folder.is_dir():
+        values["model"]["name"] = f"{folder.name}@{_digest(folder)}"
+    return values
+
+
+@cache
+def _digest(folder: Path) -> str:
+    """Of every file in a folder, by name and content."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()[:16]
 
 
 def run_ngram(suite: Suite, job: NgramJob) -> None:

@@ -12,6 +12,7 @@ from tenfold.drum_gpt.config import SampleConfig
 from tenfold.drum_gpt.grammar import Grammar, GrammarProcessor
 from tenfold.drum_gpt.language_models import LanguageModel
 from tenfold.drum_gpt.prompts import END
+from tenfold.shared.logging import TenfoldError
 
 
 @torch.no_grad()
@@ -65,6 +66,11 @@ def _complete_batch(
     end = model.vocabulary.end
     encoded = [model.vocabulary.encode(prompt) for prompt in prompts]
     longest = max(map(len, encoded))
+    room = model.positions - longest
+    if room < 1:
+        raise TenfoldError(
+            f"a prompt of {longest} tokens fills all {model.positions} that this network can read"
+        )
     tokens = torch.full((len(encoded), longest), end)
     mask = torch.zeros_like(tokens)
     for row, found in enumerate(encoded):  # on the left: what is drawn follows the prompt at once
@@ -80,7 +86,7 @@ def _complete_batch(
             temperature=config.temperature,
             top_p=config.top_p,
             top_k=0,
-            max_new_tokens=config.max_new_tokens,
+            max_new_tokens=min(config.max_new_tokens, room),
             eos_token_id=end,
             pad_token_id=end,
         ),

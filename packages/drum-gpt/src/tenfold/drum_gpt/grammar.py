@@ -76,7 +76,9 @@ class Grammar:
                 if place is not None:
                     self.table[number, column] = numbers[place]
         self.table[numbers[END], -1] = numbers[END]
-        self._check_reachable()
+        self._check_reachable(
+            {numbers[state]: set(followers) for state, followers in transitions.items()}, strings
+        )
 
     def accepts(self, tokens: Sequence[int]) -> bool:
         """Whether some tokens, their end among them, are a complete completion."""
@@ -88,8 +90,8 @@ class Grammar:
                 return False
         return bool(tokens) and tokens[-1] == self.end
 
-    def _check_reachable(self) -> None:
-        """No state that can be reached may be a dead end: tokens may be missing, 'E' for instance."""
+    def _check_reachable(self, followers: dict[int, set[str]], strings: Sequence[str]) -> None:
+        """In every state that can be reached there is a token for each character that may follow."""
         reached = torch.zeros(len(self.table), dtype=torch.bool)
         reached[0] = True
         while True:
@@ -99,8 +101,13 @@ class Grammar:
             if torch.equal(more, reached):
                 break
             reached = more
-        if bool((self.table[reached] < 0).all(dim=1).any()):
-            raise TenfoldError("this model's tokens cannot write every drumroll; sample without the grammar")
+        first = [strings[token][0] for token in self.tokens[:-1].tolist()]
+        for state in reached.nonzero().flatten().tolist():
+            allowed = (self.table[state, :-1] >= 0).nonzero().flatten().tolist()
+            if {first[column] for column in allowed} != followers[state]:
+                raise TenfoldError(
+                    "this model's tokens cannot write every drumroll; sample without the grammar"
+                )
 
 
 class GrammarProcessor(LogitsProcessor):

@@ -15,17 +15,20 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as hf_logging
 
 from tenfold.drum_gpt import smollm2
 from tenfold.drum_gpt.config import ModelConfig
-from tenfold.drum_gpt.vocabulary import Vocabulary, check_round_trip, tokens_of
+from tenfold.drum_gpt.vocabulary import Vocabulary, check_parts, tokens_of
 from tenfold.shared.logging import TenfoldError
+from tenfold.shared.runs import load_checkpoint
 
 BYTE_WIDTH, BYTE_LAYERS = 256, 4
 
@@ -41,6 +44,11 @@ class LanguageModel:
     def parameters(self) -> int:
         """Weights in all; tied ones count once."""
         return sum(weight.numel() for weight in self.network.parameters())
+
+    @property
+    def positions(self) -> int:
+        """Tokens of the longest text that the network can read."""
+        return int(getattr(self.network.config, "max_position_embeddings", None) or 1_000_000)
 
 
 def load_language_model(
@@ -74,7 +82,7 @@ def load_language_model(
                 raise TenfoldError(
                     "the byte-level network reads English in a run of its own first; use reproduce"
                 )
-            network.load_state_dict(torch.load(english, map_location="cpu", weights_only=True)["network"])
+            network.load_state_dict(load_checkpoint(english)["network"])
     else:
         tokenizer, network = _from_transformers(config, download)
     if config.start == "random":
@@ -83,8 +91,10 @@ def load_language_model(
     if config.prune_vocabulary:
         vocabulary = Vocabulary(tokenizer, tokens_of(tokenizer, texts))
         keep_tokens(network, vocabulary)
-    for text in texts[:1]:
-        check_round_trip(tokenizer, text, tokenizer.encode(text, add_special_tokens=False))
+    check_parts(vocabulary, texts[:1])
+    network.generation_config = GenerationConfig(  # a hub's own sampling habits are not ours
+        bos_token_id=vocabulary.end, eos_token_id=vocabulary.end, pad_token_id=vocabulary.end
+    )
     if config.lora_rank:
         network = with_lora(network, config)
     return LanguageModel(network.float().train(), vocabulary)
@@ -118,8 +128,8 @@ def keep_tokens(network: PreTrainedModel, vocabulary: Vocabulary) -> None:
     network.set_input_embeddings(embedding)
     network.set_output_embeddings(output)
     network.config.vocab_size = len(kept)
-    for settings in (network.config, network.generation_config):
-        settings.bos_token_id = settings.eos_token_id = settings.pad_token_id = vocabulary.end
+    settings = network.config
+    settings.bos_token_id = settings.eos_token_id = settings.pad_token_id = vocabulary.end
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -159,6 +169,7 @@ def _from_transformers(
         f"{config.name} is neither a folder with a model of transformers nor in the hub's cache; give --download to "
         "fetch it, or use --model.name smollm2, which needs no hub"
     )
+    hf_logging.disable_progress_bar()
     level = logging.getLogger("transformers").level
     logging.getLogger("transformers").setLevel(logging.ERROR)  # weights of cut layers are left over
     try:
@@ -172,9 +183,12 @@ def _from_transformers(
             if getattr(settings, "layer_types", None):
                 settings.layer_types = settings.layer_types[: config.layers]
         tokenizer = AutoTokenizer.from_pretrained(config.name, **here)
-        network = AutoModelForCausalLM.from_pretrained(
-            config.name, config=settings, dtype=torch.float32, **here
-        )
+        if config.start == "random":
+            network = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+        else:
+            network = AutoModelForCausalLM.from_pretrained(
+                config.name, config=settings, dtype=torch.float32, **here
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = f" ({str(error).splitlines()[0]})" if folder.is_dir() else ""
         raise TenfoldError(missing + reason) from error

@@ -15,6 +15,7 @@ class Method:
 
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    sample: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Profile:
             self.base,
             model=replace(self.base.model, **changes.model),
             train=replace(self.base.train, **changes.train),
+            sample=replace(self.base.sample, **changes.sample),
         )
 
     @property
@@ -48,14 +50,20 @@ class Profile:
 
 def with_characters(profile: Profile) -> Profile:
     """The same suite with the byte-level network, for where SmolLM2's weights are missing."""
+    base = profile.base
+    bytes_needed = BYTES_OF_MEASURE * base.sample.measures
     base = replace(
-        profile.base,
+        base,
         model=ModelConfig("characters"),
-        train=replace(profile.base.train, window=512),
+        train=replace(base.train, max_length=LONGEST_IN_BYTES, window=base.train.window and 512),
+        sample=replace(base.sample, max_new_tokens=bytes_needed),
     )
-    return replace(profile, base=base)
+    # Fewer layers than have read English cannot begin with what they read.
+    methods = {name: method for name, method in profile.methods.items() if "layers" not in method.model}
+    return replace(profile, base=base, methods=methods)
 
 
+BYTES_OF_MEASURE, LONGEST_IN_BYTES = 120, 3000
 _RANDOM = {"start": "random"}
 _QUICK = RunConfig(
     ModelConfig("smollm2", layers=6, prune_vocabulary=True),
@@ -69,13 +77,15 @@ _QUICK = RunConfig(
         eval_pieces=8,
         eval_measures=4,
     ),
-    SampleConfig(max_new_tokens=240, measures=4),
+    SampleConfig(max_new_tokens=330, measures=4),
     test_pieces=12,
 )
 _SCRATCH = Method(_RANDOM, {"lr": 1e-3, "epochs": 40, "patience": 3})
 _LORA = Method({"lora_rank": 16}, {"lr": 2e-4})
 _TRANSFORMER = Method(
-    {"name": "characters", "layers": None, **_RANDOM}, {**_SCRATCH.train, "max_length": 3000}
+    {"name": "characters", "layers": None, **_RANDOM},
+    {**_SCRATCH.train, "max_length": LONGEST_IN_BYTES},
+    {"max_new_tokens": BYTES_OF_MEASURE * 15},
 )
 
 
@@ -125,13 +135,15 @@ PROFILES: dict[str, Profile] = {
             "LoRA": Method({"lora_rank": 16}, {"lr": 3e-3}),
             "3 layers": Method({"layers": 3}),
             "Transformer": Method(
-                {"name": "characters", "layers": 4, **_RANDOM}, {"window": 512, "lr": 1e-3}
+                {"name": "characters", "layers": 4, **_RANDOM},
+                {"window": 512, "lr": 1e-3},
+                {"max_new_tokens": BYTES_OF_MEASURE * 4},
             ),
         },
     ),
     "h100": Profile(
         "the whole SmolLM2-135M: fine-tuned, with LoRA, and from random weights; minutes on one GPU",
-        RunConfig(sample=SampleConfig(grammar=False)),
+        RunConfig(),
         {
             "pre-trained": Method(),
             "LoRA": _LORA,

@@ -79,9 +79,13 @@ def without_silent_end(text: str) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines of music in a prompt or completion: separators and what follows the end are left out."""
+    """Lines of music in a prompt or completion.
+
+    Separators and what follows the end are left out, and so is a last line that was cut off before its newline.
+    """
     lines: list[str] = []
-    for line in text.splitlines():
+    complete = text if text.endswith(END) else text[: text.rfind("\n") + 1]
+    for line in complete.splitlines():
         if line == END:
             break
         if line != SEPARATOR:

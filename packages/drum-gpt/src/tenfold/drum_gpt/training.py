@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,6 +72,14 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     return config.lr * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
+def fitted(config: TrainConfig, model: LanguageModel) -> TrainConfig:
+    """With texts no longer than the network can read, which is said."""
+    if model.positions >= config.max_length:
+        return config
+    logger.warning("this network reads %d tokens: what is longer is cut off", model.positions)
+    return replace(config, max_length=model.positions)
+
+
 def planned_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     """Steps of a training that is not stopped early."""
     return config.steps or config.epochs * steps_per_epoch
@@ -112,6 +120,7 @@ def train(
     Raises:
         TenfoldError: the loss is no number any more, or a piece does not fit.
     """
+    config = fitted(config, model)
     data = TrainingSet(pieces, model.vocabulary, config, seed)
     to_judge = examples_to_judge(dev[: config.eval_pieces], model.vocabulary, config)
     steps = planned_steps(config, data.steps_per_epoch)

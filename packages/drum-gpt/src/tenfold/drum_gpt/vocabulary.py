@@ -60,7 +60,7 @@ class Vocabulary:
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of some tokens, up to the first end."""
         found = []
-        for token in tokens:
+        for token in map(int, tokens):
             if token == self.end:
                 break
             found.append(token if self.kept is None else self.kept[token])
@@ -101,3 +101,19 @@ def check_round_trip(tokenizer: PreTrainedTokenizerBase, text: str, tokens: Sequ
         raise TenfoldError(
             "this model's tokenizer does not give drumrolls back as they were; choose another model"
         )
+
+
+def check_parts(vocabulary: Vocabulary, texts: Iterable[str]) -> None:
+    """Refuse a tokenizer whose tokens do not stand for the same characters wherever they are.
+
+    Raises:
+        TenfoldError: it loses something, or puts spaces before the parts of a text.
+    """
+    for text in texts:
+        half = text.index("\n") + 1
+        tokens = vocabulary.encode(text[:half]) + vocabulary.encode(text[half:])
+        spelled = "".join(vocabulary.strings[token] for token in tokens)
+        if vocabulary.decode(tokens) != text or spelled != text:
+            raise TenfoldError(
+                "this model's tokenizer does not give drumrolls back as they were; choose another model"
+            )
