@@ -38,13 +38,13 @@ SILENCE = "------\n" * 16
 
 
 def test_form_is_counted_over_all_lines_and_measures() -> None:
-    """Measures of 16, 15, 16 and of 16 lines, of which the last text leaves 3 more without an end."""
+    """Measures of 16, 15, 16 and of 16 lines; the last text leaves more without an end, and a line that was cut off."""
     ended = LINE * 16 + "SEP\n" + LINE * 15 + "SEP\n" + LINE * 15 + "o----\nEND"
     cut = LINE * 16 + "SEP\n" + "-o-o-o\nooooooo\no"
     found = describe_completions([ended, cut])
     assert found == pytest.approx(
         {
-            "malformed_rate": 3 / (47 + 19),
+            "malformed_rate": 2 / (47 + 18),
             "whole_measure_rate": 3 / 4,
             "measures": (3 + 1) / 2,
             "ended_rate": 1 / 2,

@@ -15,8 +15,8 @@ import jsonschema
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tenfold.drum_gpt import smollm2
-from tenfold.drum_gpt.config import ModelConfig, TrainConfig
+from tenfold.drum_gpt import english, smollm2
+from tenfold.drum_gpt.config import ModelConfig, RunConfig, TrainConfig
 from tenfold.drum_gpt.corpus import pieces_of
 from tenfold.drum_gpt.english import docstrings
 from tenfold.drum_gpt.experiments import (
@@ -25,6 +25,7 @@ from tenfold.drum_gpt.experiments import (
     ModelJob,
     NgramJob,
     Suite,
+    identity,
     ngram_likelihood,
     reproduce,
     with_weights_at_hand,
@@ -192,8 +193,7 @@ def test_quick_gives_both_sides_the_same_but_start_and_rate() -> None:
     assert len(quick.seeds) == 3
 
 
-@pytest.mark.parametrize("method", ["pre-trained", "LoRA", "scratch", "Transformer"])
-def test_every_method_of_a_paper_profile_starts(method: str, tmp_path: Path) -> None:
+def test_every_method_of_a_paper_profile_starts(tmp_path: Path) -> None:
     """On a network of the same kind that is tiny, for two steps on whole pieces."""
     folder = tmp_path / "model"
     tokenizer = byte_tokenizer()
@@ -206,21 +206,29 @@ def test_every_method_of_a_paper_profile_starts(method: str, tmp_path: Path) -> 
     base = replace(
         paper.base,
         model=replace(paper.base.model, name=str(folder)),
-        train=replace(paper.base.train, steps=2, batch_size=2, max_length=3000, eval_pieces=2),
+        train=replace(paper.base.train, max_length=3000, eval_pieces=2),
         sample=replace(paper.base.sample, max_new_tokens=20),
         test_pieces=2,
     )
-    profile = replace(paper, base=base, methods={method: paper.methods[method]}, seeds=(0,))
-    suite = Suite("starts", profile, tmp_path, accelerator=CPU)
-    results = {
-        result["method"]: result for result in reproduce(suite) if result["setting"] == profile.network
+    short = {"steps": 2, "batch_size": 2}
+    methods = {
+        name: replace(method, train={**method.train, **short}, sample={})
+        for name, method in paper.methods.items()
     }
-    found = results[method]
-    assert found["metrics"]["steps"] == 2
-    assert {"test_nats_per_line", "test_nats_per_piece", "dev_free_malformed_rate", "mean_stability"} <= set(
-        found["metrics"]
-    )
-    assert all(curve["x"][-1] == 2 for curve in found["curves"].values())
+    profile = replace(paper, base=base, methods=methods, seeds=(0,))
+    suite = Suite("starts", profile, tmp_path, accelerator=CPU)
+    results = {result["method"]: result for result in reproduce(suite) if result["dataset"] == "groove"}
+    for method in methods:
+        found = suite.run(ModelJob(method, 0)).result
+        assert found is not None, method
+        assert found["metrics"]["steps"] == 2
+        assert {
+            "test_nats_per_line",
+            "dev_nats_per_piece",
+            "dev_free_malformed_rate",
+            "mean_stability",
+        } <= set(found["metrics"])
+        assert all(curve["x"][-1] == 2 for curve in found["curves"].values())
     assert "dev_mean_stability" in results["n-gram"]["metrics"]
 
 
@@ -256,6 +264,26 @@ def test_without_its_weights_a_network_that_reads_english_stands_in_and_says_so(
     stages = Suite("quick", profile, tmp_path, accelerator=CPU).jobs()
     assert stages[0] == [EnglishJob()]
     assert with_weights_at_hand(PROFILES["smoke"]) is PROFILES["smoke"]
+
+
+def test_what_english_decides_is_part_of_a_runs_identity(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    suite = Suite("smoke", PROFILES["smoke"], tmp_path, accelerator=CPU)
+    before = suite.run(ModelJob("pre-trained", 0)).config_hash
+    monkeypatch.setattr(english, "BATCH_SIZE", 5)
+    assert suite.run(ModelJob("pre-trained", 0)).config_hash != before
+
+
+def test_a_local_model_is_identified_by_its_content(tmp_path: Path) -> None:
+    found = []
+    for number, content in enumerate((b"one", b"one", b"two")):
+        folder = tmp_path / str(number) / "model"
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(content)
+        found.append(identity(RunConfig(ModelConfig(str(folder))))["model"]["name"])
+    assert found[0] == found[1] != found[2]
+    assert found[0].startswith("model@")
 
 
 def test_docstrings_are_a_lot_of_english() -> None:

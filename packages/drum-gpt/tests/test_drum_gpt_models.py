@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -23,6 +24,7 @@ from tenfold.drum_gpt.checkpoints import artifact, load_artifact
 from tenfold.drum_gpt.config import ModelConfig, RunConfig, SampleConfig, TrainConfig
 from tenfold.drum_gpt.corpus import Piece, pieces_of
 from tenfold.drum_gpt.examples import texts_to_know
+from tenfold.drum_gpt.experiments import judge
 from tenfold.drum_gpt.generation import complete
 from tenfold.drum_gpt.language_models import (
     LanguageModel,
@@ -32,6 +34,8 @@ from tenfold.drum_gpt.language_models import (
     load_language_model,
     with_lora,
 )
+from tenfold.drum_gpt.prompts import lines_of
+from tenfold.drum_gpt.training import train
 from tenfold.drum_gpt.vocabulary import Vocabulary, tokens_of
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import save_atomically
@@ -329,3 +333,60 @@ def test_lora_of_a_pruned_network_keeps_its_size(texts: list[str]) -> None:
     keep_tokens(network, Vocabulary(tokenizer, tokens_of(tokenizer, texts)))
     adapted = with_lora(network, ModelConfig(lora_rank=2))
     assert adapted(input_ids=torch.tensor([[0, 1, 2]])).logits.shape == (1, 3, 9)
+
+
+# -- what networks and hubs bring along ----------------------------------------------------------------
+
+
+def test_texts_longer_than_a_network_reads_are_cut_and_counted_so(
+    tmp_path: Path, cpu: Any, make_run: Any
+) -> None:
+    tokenizer = byte_tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "bos_token_id": 256, "eos_token_id": 256}
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=1024, **sizes)).save_pretrained(
+        tmp_path
+    )
+    tokenizer.save_pretrained(tmp_path)
+    model = load_language_model(ModelConfig(str(tmp_path)), [])
+    config = TrainConfig(steps=1, batch_size=2, max_length=1300, eval_pieces=2)
+    pieces = pieces_of("test")[:3]
+    with make_run("long") as run:
+        train(model, pieces, pieces, config, 0, cpu, run)
+    judged = judge(model, pieces, config, cpu)
+    assert judged.tokens < 3 * 1024
+    texts = [(piece.example.prompt + piece.example.completion)[:1024] for piece in pieces if piece.example]
+    given = [len(piece.example.prompt) for piece in pieces if piece.example]
+    assert judged.lines == sum(len(lines_of(text[start:])) for text, start in zip(texts, given, strict=True))
+    (completion,) = complete(
+        model, [texts[0][: given[0]]], SampleConfig(max_new_tokens=5000, grammar=False), seed=0
+    )
+    assert len(completion) <= 1024 - given[0]
+    with pytest.raises(TenfoldError, match="a prompt of 1024 tokens fills all 1024"):
+        complete(model, [texts[0]], SampleConfig(), seed=0)
+
+
+def test_a_hubs_own_sampling_habits_are_left_behind(folder: Path, texts: list[str], tmp_path: Path) -> None:
+    habits = GenerationConfig(
+        do_sample=True, repetition_penalty=5.0, top_k=1, eos_token_id=256, pad_token_id=256
+    )
+    plain = load_language_model(ModelConfig(str(folder)), texts)
+    habits.save_pretrained(folder)
+    spoiled = load_language_model(ModelConfig(str(folder)), texts)
+    config = SampleConfig(max_new_tokens=60, grammar=False)
+    prompts = [texts[0][:200]] * 3
+    assert complete(plain, prompts, config, seed=0) == complete(spoiled, prompts, config, seed=0)
+
+
+def test_a_tokenizer_that_puts_spaces_before_parts_is_refused(tmp_path: Path, texts: list[str]) -> None:
+    pieces = ["<end>", "▁", "-", "o", "\n", "S", "E", "P", "N", "D", "▁-", "▁o"]
+    tokenizer = Tokenizer(
+        models.BPE({piece: number for number, piece in enumerate(pieces)}, [("▁", "-"), ("▁", "o")])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always", split=False)  # type: ignore[assignment]
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=len(pieces))).save_pretrained(
+        tmp_path
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(tmp_path)
+    with pytest.raises(TenfoldError, match="does not give drumrolls back"):
+        load_language_model(ModelConfig(str(tmp_path)), texts)

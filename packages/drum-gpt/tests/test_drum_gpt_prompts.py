@@ -175,8 +175,12 @@ def test_nothing_after_the_end_is_music() -> None:
     assert to_drumroll("o-----\nSEP\n", "-o----\nEND\nEND\n---o--") == "o-----\n-o----\n"
 
 
+def test_a_line_that_was_cut_off_is_no_music() -> None:
+    assert lines_of("o-----\n-o--") == lines_of("o-----\n") == ["o-----"]
+
+
 def test_a_text_without_separators_or_end_is_music_throughout() -> None:
-    assert to_drumroll("o-----", "-o----\n--o--") == "o-----\n-o----\n--o--\n"
+    assert to_drumroll("o-----", "-o----\n--o---") == "o-----\n-o----\n--o---\n"
     assert to_drumroll("", "") == ""
 
 

@@ -377,7 +377,7 @@ def test_infilling_asks_for_one_measure(
 
 
 def test_conditions_come_first(pieces: list[Piece], make_training: MakeTraining) -> None:
-    texts = texts_to_know(pieces, make_training(window=None, condition=True))
+    texts = texts_to_know(pieces, make_training(window=None, condition=True, eval_measures=None))
     for piece, text in zip(pieces, texts, strict=True):
         assert text.startswith(f"style: {piece.style}, bpm: {piece.bpm}\n")
 

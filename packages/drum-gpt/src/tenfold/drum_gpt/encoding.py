@@ -283,7 +283,7 @@ def drumroll_to_midi(
 def _beats_of(lines: int) -> int:
     """Quarter notes of a measure where there are sixteen of them; 4 where the length stands for no metre."""
     beats, rest = divmod(lines, MEASURE * 4)
-    return beats if 3 <= beats <= 255 and not rest else 4
+    return beats if 1 <= beats <= 255 and not rest else 4
 
 
 def _official_midi(lines: list[str]) -> mido.MidiFile:

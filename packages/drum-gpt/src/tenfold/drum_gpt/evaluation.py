@@ -108,7 +108,7 @@ def describe_lines(texts: Sequence[str]) -> dict[str, float]:
         [measure[step][SNARE : SNARE + 1] == HIT for measure in sounding for step in BACKBEATS]
     )
     found["entropy_per_step"] = _mean(
-        [_entropy([measure[step] for measure in measures]) for step in range(MEASURE)]
+        [_entropy([measure[step].rstrip("\n") for measure in measures]) for step in range(MEASURE)]
     )
     return found
 

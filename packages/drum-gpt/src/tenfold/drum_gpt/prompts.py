@@ -81,11 +81,13 @@ def without_silent_end(text: str) -> str:
 def lines_of(text: str) -> list[str]:
     """Lines of music in a prompt or completion.
 
-    Separators and what follows the end are left out, and so is a last line that was cut off before its newline.
+    Separators and what follows the end are left out, and so is a last line that was cut off.
     """
+    found = text.splitlines()
+    if found and not text.endswith(("\n", END)) and len(found[-1]) < len(EMPTY_LINE):
+        found.pop()
     lines: list[str] = []
-    complete = text if text.endswith(END) else text[: text.rfind("\n") + 1]
-    for line in complete.splitlines():
+    for line in found:
         if line == END:
             break
         if line != SEPARATOR:
