@@ -282,7 +282,7 @@ class Generate:
             if self.infill is not None or not only_feel:
                 raise TenfoldError("--infill and --style need a network that learned them: give --checkpoint")
             logger.warning(
-                "no --checkpoint: an n-gram model of the bundled pieces drums; make reproduce-drum-gpt leaves a "
+                "no --checkpoint: an n-gram model of the bundled pieces drums; `reproduce` leaves a "
                 "language model in %s",
                 QUICK_NETWORK,
             )

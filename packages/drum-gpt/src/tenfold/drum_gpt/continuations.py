@@ -109,5 +109,6 @@ def training_drumrolls() -> list[str]:
 
 
 def plain_example(piece: Piece) -> Example:
+    """Prompt and completion of a piece that is long enough for them."""
     assert piece.example is not None
     return piece.example

@@ -125,7 +125,7 @@ PROFILES: dict[str, Profile] = {
         {"pre-trained": Method(), "scratch": Method(_RANDOM, {"lr": 3e-4})},
     ),
     "ablation": Profile(
-        "quick with twice the steps: rates, LoRA, fewer layers, a small Transformer; half an hour on two cores",
+        "quick with twice the steps: rates, LoRA, fewer layers, a small Transformer",
         replace(_QUICK, train=replace(_QUICK.train, steps=100)),
         {
             "pre-trained": Method(),
@@ -142,7 +142,7 @@ PROFILES: dict[str, Profile] = {
         },
     ),
     "h100": Profile(
-        "the whole SmolLM2-135M: fine-tuned, with LoRA, and from random weights; minutes on one GPU",
+        "the whole SmolLM2-135M: fine-tuned, with LoRA, and from random weights; one GPU",
         RunConfig(),
         {
             "pre-trained": Method(),
