@@ -1,0 +1,58 @@
+"""Windows of a feature map: strided ones, as the released networks expect, or contiguous ones.
+
+Pixel (i, j) of a map of n1 by n2 windows belongs to window (i mod n1, j mod n2) at place (i div n1, j div n2): a
+window holds pixels from all over the map. Contiguous windows are the neighbouring ones of Swin. Where a map is one
+window, both are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+Windows = Literal["strided", "contiguous"]
+
+
+def window_of(height: int, width: int, window_size: int) -> tuple[int, int]:
+    """Height and width of a window; a size of 0 or less is the whole map."""
+    return (window_size, window_size) if window_size > 0 else (height, width)
+
+
+def pad_to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """Zeros at the right and the bottom until windows fit. [B, H, W, C] to [B, H', W', C]."""
+    bottom, right = -x.shape[1] % window[0], -x.shape[2] % window[1]
+    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+
+
+def split_heads(x: Tensor, window: tuple[int, int], heads: int, order: Windows) -> Tensor:
+    """Tokens of every window and head.
+
+    Args:
+        x: [B, H, W, C], H and W multiples of the window.
+        window: its height and width.
+        heads: that share the channels, C / heads each.
+        order: of the pixels.
+
+    Returns:
+        [B * windows, heads, tokens of a window, C / heads].
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = height // window[0], width // window[1]
+    if order == "strided":
+        x = x.reshape(batch, window[0], rows, window[1], columns, heads, channels // heads)
+        x = x.permute(0, 2, 4, 5, 1, 3, 6)
+    else:
+        x = x.reshape(batch, rows, window[0], columns, window[1], heads, channels // heads)
+        x = x.permute(0, 1, 3, 5, 2, 4, 6)
+    return x.reshape(batch * rows * columns, heads, window[0] * window[1], channels // heads)
+
+
+def join_heads(x: Tensor, window: tuple[int, int], size: tuple[int, int], order: Windows) -> Tensor:
+    """What ``split_heads`` was given, of height and width ``size``, which are multiples of the window."""
+    heads, width_of_head = x.shape[1], x.shape[3]
+    rows, columns = size[0] // window[0], size[1] // window[1]
+    x = x.reshape(-1, rows, columns, heads, window[0], window[1], width_of_head)
+    x = x.permute(0, 4, 1, 5, 2, 3, 6) if order == "strided" else x.permute(0, 1, 4, 2, 5, 3, 6)
+    return x.reshape(-1, size[0], size[1], heads * width_of_head)
