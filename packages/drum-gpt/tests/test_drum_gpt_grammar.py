@@ -261,3 +261,8 @@ def test_logits_keep_their_type(dtype: torch.dtype) -> None:
     processor = GrammarProcessor(GRAMMARS["pieces"], torch.device("cpu"))
     masked = processor(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, len(PIECES), dtype=dtype))
     assert masked.dtype == dtype and (masked[masked.isfinite()] == 1).all()
+
+
+def test_a_completion_without_a_measure_is_refused() -> None:
+    with pytest.raises(TenfoldError, match="at least one measure"):
+        Grammar(["o", "-", "\n", ""], 3, 0)

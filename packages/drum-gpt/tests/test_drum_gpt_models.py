@@ -134,6 +134,15 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
 # -- networks ------------------------------------------------------------------------------------------
 
 
+def test_a_last_layer_with_a_bias_is_not_cut(folder: Path, texts: list[str]) -> None:
+    model = load_language_model(ModelConfig(str(folder)), texts)
+    network = model.network
+    network.set_output_embeddings(torch.nn.Linear(32, len(model.vocabulary.tokenizer)))
+    kept = Vocabulary(model.vocabulary.tokenizer, tokens_of(model.vocabulary.tokenizer, texts))
+    with pytest.raises(TenfoldError, match="last layer has a bias"):
+        keep_tokens(network, kept)
+
+
 def test_layers_are_cut_from_the_end(folder: Path, texts: list[str]) -> None:
     whole = load_language_model(ModelConfig(str(folder)), texts).network.state_dict()
     cut = load_language_model(ModelConfig(str(folder), layers=2), texts).network.state_dict()

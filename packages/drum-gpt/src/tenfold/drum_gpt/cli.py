@@ -96,8 +96,8 @@ class Reproduce:
     workers: int | None = None
     """Processes that share the runs; by default one for each CPU core, four at the most, and one on a GPU."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
-    checkpoint_seconds: float = 15.0
-    """Time between two checkpoints of a run; they are written after a look at the development set."""
+    checkpoint_seconds: float | None = None
+    """Time between two checkpoints of a run, by default the profile's; they follow a look at the development set."""
     quiet: Quiet = False
     """Only warnings, errors and the final tables."""
 
@@ -118,7 +118,7 @@ class Reproduce:
             self.output,
             self.download,
             self.force,
-            self.checkpoint_seconds,
+            profile.checkpoint_seconds if self.checkpoint_seconds is None else self.checkpoint_seconds,
             self.accelerator,
         )
         results = reproduce(suite, self.workers, self.quiet)
@@ -282,7 +282,7 @@ class Generate:
             if self.infill is not None or not only_feel:
                 raise TenfoldError("--infill and --style need a network that learned them: give --checkpoint")
             logger.warning(
-                "no --checkpoint: an n-gram model of the bundled pieces drums; `reproduce` leaves a "
+                "no --checkpoint: an n-gram model of the bundled pieces drums; `tenfold-drum-gpt reproduce` leaves a "
                 "language model in %s",
                 QUICK_NETWORK,
             )

@@ -47,10 +47,12 @@ class Grammar:
         measures: most measures of a completion.
 
     Raises:
-        TenfoldError: these tokens cannot write a drumroll.
+        TenfoldError: these tokens cannot write a drumroll, or there is no measure.
     """
 
     def __init__(self, strings: Sequence[str], end: int, measures: int) -> None:
+        if measures < 1:
+            raise TenfoldError(f"a completion has at least one measure, not {measures}")
         transitions: dict[State, dict[str, State]] = {}
         waiting: list[State] = [(0, 0, 0)]
         while waiting:

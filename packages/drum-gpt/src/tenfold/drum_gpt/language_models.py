@@ -117,10 +117,16 @@ def with_lora(network: PreTrainedModel, config: ModelConfig) -> Any:
 
 
 def keep_tokens(network: PreTrainedModel, vocabulary: Vocabulary) -> None:
-    """Cut the embedding, and the last layer, down to the vocabulary's tokens, in its order."""
+    """Cut the embedding, and the last layer, down to the vocabulary's tokens, in its order.
+
+    Raises:
+        TenfoldError: the last layer has a bias, which is not cut.
+    """
     assert vocabulary.kept is not None
     kept = torch.tensor(vocabulary.kept)
     parts: Any = (network.get_input_embeddings(), network.get_output_embeddings())
+    if getattr(parts[1], "bias", None) is not None:
+        raise TenfoldError("this model's last layer has a bias; keep its whole vocabulary")
     first, last = (part.weight for part in parts)
     embedding = nn.Embedding(len(kept), first.shape[1], _weight=first.detach()[kept].clone())
     output = nn.Linear(last.shape[1], len(kept), bias=False)

@@ -28,6 +28,8 @@ class Profile:
     seeds: tuple[int, ...] = (0, 1, 2)
     splits: tuple[Split, ...] = ("test",)
     """Splits whose prompts are continued."""
+    checkpoint_seconds: float = 15.0
+    """Least time between two checkpoints of a run; those of large networks take long to write."""
     english_steps: int = 400
     """Steps for which a byte-level network reads English, where that is what it begins with."""
 
@@ -66,7 +68,7 @@ def with_characters(profile: Profile) -> Profile:
 BYTES_OF_MEASURE, LONGEST_IN_BYTES = 120, 3000
 _RANDOM = {"start": "random"}
 _QUICK = RunConfig(
-    ModelConfig("smollm2", layers=6, prune_vocabulary=True),
+    ModelConfig("smollm2", layers=3, prune_vocabulary=True),
     TrainConfig(
         steps=50,
         batch_size=2,
@@ -102,6 +104,7 @@ def _paper(name: str, lr: float) -> Profile:
             "Transformer": _TRANSFORMER,
         },
         splits=("dev", "test"),
+        checkpoint_seconds=600.0,
     )
 
 
@@ -120,12 +123,12 @@ PROFILES: dict[str, Profile] = {
         english_steps=2,
     ),
     "quick": Profile(
-        "six layers of SmolLM2-135M against the same network from random weights; minutes on two cores",
+        "three layers of SmolLM2-135M against the same network from random weights; minutes on two cores",
         _QUICK,
         {"pre-trained": Method(), "scratch": Method(_RANDOM, {"lr": 3e-4})},
     ),
     "ablation": Profile(
-        "quick with twice the steps: rates, LoRA, fewer layers, a small Transformer",
+        "quick with twice the steps: rates, LoRA, more layers, a small Transformer",
         replace(_QUICK, train=replace(_QUICK.train, steps=100)),
         {
             "pre-trained": Method(),
@@ -133,7 +136,7 @@ PROFILES: dict[str, Profile] = {
             "scratch": Method(_RANDOM, {"lr": 3e-4}),
             "scratch, high rate": Method(_RANDOM, {"lr": 1e-3}),
             "LoRA": Method({"lora_rank": 16}, {"lr": 3e-3}),
-            "3 layers": Method({"layers": 3}),
+            "6 layers": Method({"layers": 6}),
             "Transformer": Method(
                 {"name": "characters", "layers": 4, **_RANDOM},
                 {"window": 512, "lr": 1e-3},
@@ -152,6 +155,7 @@ PROFILES: dict[str, Profile] = {
             "Transformer": _TRANSFORMER,
         },
         splits=("dev", "test"),
+        checkpoint_seconds=60.0,
     ),
     "groove-gpt2-xl": _paper("gpt2-xl", 2e-5),
     "groove-llama-3.2-1b": _paper("meta-llama/Llama-3.2-1B", 2e-5),
