@@ -13,7 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenfold.emo.windows import Windows, join_heads, pad_to_windows, split_heads, window_of
+from tenfold.emo.windows import Windows, is_symbolic, join_heads, pad_to_windows, split_heads, window_of
 from tenfold.shared.logging import TenfoldError
 
 EPS = 1e-6
@@ -133,23 +133,28 @@ class WindowAttention(nn.Module):
         """
         height, width = x.shape[1:3]
         window = window_of(height, width, self.window_size)
-        padded = pad_to_windows(x, window)
+        padded = self._padded(x)
         size = (padded.shape[1], padded.shape[2])
         queries, keys = (
             split_heads(part, window, self.heads, self.windows) for part in self.qk(padded).chunk(2, dim=-1)
         )
+        is_masked = self.mask_padding and (is_symbolic() or size != (height, width))
         attended = F.scaled_dot_product_attention(
             queries,
             keys,
-            split_heads(pad_to_windows(values, window), window, self.heads, self.windows),
-            attn_mask=self._mask(x, window) if self.mask_padding and size != (height, width) else None,
+            split_heads(self._padded(values), window, self.heads, self.windows),
+            attn_mask=self._mask(x, window) if is_masked else None,
             dropout_p=self.dropout if self.training else 0.0,
         )
         return join_heads(attended, window, size, self.windows)[:, :height, :width]
 
+    def _padded(self, x: Tensor) -> Tensor:
+        """[B, H', W', C], whole windows; the whole map is one."""
+        return pad_to_windows(x, (self.window_size, self.window_size)) if self.window_size > 0 else x
+
     def _mask(self, x: Tensor, window: tuple[int, int]) -> Tensor:
         """[B * windows, 1, 1, tokens]: which keys are pixels. Windows of padding alone see all of it."""
-        pixels = pad_to_windows(torch.ones_like(x[..., :1]), window)
+        pixels = self._padded(torch.ones_like(x[..., :1]))
         seen = split_heads(pixels, window, 1, self.windows)[..., 0].bool()
         return (seen | ~seen.any(dim=-1, keepdim=True))[:, :, None]
 

@@ -17,7 +17,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from tenfold.emo.blocks import EPS, InvertedResidualMobileBlock, LayerNorm2d
-from tenfold.emo.windows import Windows
+from tenfold.emo.windows import Windows, is_symbolic
 from tenfold.shared.logging import TenfoldError
 
 STEM_WIDTH = 24
@@ -250,8 +250,7 @@ class EMO(nn.Module):
                     block.attention.window_size = size
 
     def _stem_of(self, x: Tensor) -> Tensor:
-        is_exported = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
-        if not is_exported and min(x.shape[2:]) < SMALLEST_INPUT:
+        if not is_symbolic() and min(x.shape[2:]) < SMALLEST_INPUT:
             raise TenfoldError(
                 f"images are at least {SMALLEST_INPUT} pixels a side, not {tuple(x.shape[2:])}"
             )

@@ -19,7 +19,7 @@ def learning_rate(
     iteration: int,
     peak_lr: float,
     epochs: int,
-    warmup_epochs: int,
+    warmup_epochs: float,
     iterations_per_epoch: int,
     min_lr: float,
     warmup_start_lr: float,
@@ -45,7 +45,7 @@ def learning_rate(
         noise_pct: largest share by which noise changes the rate.
         noise_seed: of the noise.
     """
-    total, warmup = epochs * iterations_per_epoch, warmup_epochs * iterations_per_epoch
+    total, warmup = epochs * iterations_per_epoch, round(warmup_epochs * iterations_per_epoch)
     if iteration < warmup:
         rate = warmup_start_lr + iteration * (peak_lr - warmup_start_lr) / warmup
     else:

@@ -38,7 +38,7 @@ def create_emo(variant: str, pretrained: bool = False, **kwargs: Any) -> EMO:
         EMO,
         variant,
         pretrained,
-        model_cfg=replace(ARCHITECTURES[variant], **changes),
+        architecture=replace(ARCHITECTURES[variant], **changes),
         pretrained_filter_fn=lambda weights, model: to_ours(weights, model.architecture),
         feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
         **kwargs,

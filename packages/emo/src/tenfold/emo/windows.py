@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Windows = Literal["strided", "contiguous"]
+
+
+def is_symbolic() -> bool:
+    """Whether a trace, an export or a compiler records the program, which then has to fit other sizes as well."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined]
 
 
 def window_of(height: int, width: int, window_size: int) -> tuple[int, int]:
@@ -22,8 +28,10 @@ def window_of(height: int, width: int, window_size: int) -> tuple[int, int]:
 
 def pad_to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
     """Zeros at the right and the bottom until windows fit. [B, H, W, C] to [B, H', W', C]."""
-    bottom, right = -x.shape[1] % window[0], -x.shape[2] % window[1]
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+    # Rounded up without negative numbers, which ONNX divides otherwise than Python.
+    rows, columns = ((size + side - 1) // side for size, side in zip(x.shape[1:3], window, strict=True))
+    bottom, right = rows * window[0] - x.shape[1], columns * window[1] - x.shape[2]
+    return F.pad(x, (0, 0, 0, right, 0, bottom)) if is_symbolic() or bottom or right else x
 
 
 def split_heads(x: Tensor, window: tuple[int, int], heads: int, order: Windows) -> Tensor:
