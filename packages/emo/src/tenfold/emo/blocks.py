@@ -20,7 +20,19 @@ EPS = 1e-6
 """Of every norm."""
 NormName = Literal["bn_2d", "ln_2d"]
 ActivationName = Literal["silu", "gelu", "relu"]
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
+
+
+class SiLU(nn.SiLU):
+    """x sigmoid(x), in place where no gradient is recorded: what it is given here, nothing else needs.
+
+    The largest maps are those that the first blocks expand; to allocate another one takes longer than to compute it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -77,7 +89,7 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__()
         self.reduce = nn.Linear(channels, round(channels * ratio))
-        self.activation = nn.SiLU()
+        self.activation = SiLU()
         self.expand = nn.Linear(round(channels * ratio), channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,10 +165,9 @@ class WindowAttention(nn.Module):
         return pad_to_windows(x, (self.window_size, self.window_size)) if self.window_size > 0 else x
 
     def _mask(self, x: Tensor, window: tuple[int, int]) -> Tensor:
-        """[B * windows, 1, 1, tokens]: which keys are pixels. Windows of padding alone see all of it."""
+        """[B * windows, 1, 1, tokens]: which keys are pixels, of which every window has one."""
         pixels = self._padded(torch.ones_like(x[..., :1]))
-        seen = split_heads(pixels, window, 1, self.windows)[..., 0].bool()
-        return (seen | ~seen.any(dim=-1, keepdim=True))[:, :, None]
+        return split_heads(pixels, window, 1, self.windows).transpose(2, 3).bool()
 
 
 class InvertedResidualMobileBlock(nn.Module):
@@ -271,7 +282,7 @@ class DepthwiseConv(nn.Module):
             channels, channels, kernel, stride, padding, dilation=dilation, groups=channels, bias=False
         )
         self.norm = nn.BatchNorm2d(channels, eps=EPS)
-        self.activation = nn.SiLU()
+        self.activation = SiLU()
         self.se = SqueezeExcite(channels, se_ratio) if se_ratio else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from tenfold.shared.runs import replaced
 SIZES = (224, 160)
 """Heights of images, in pixels, at which exports are compared; widths are 32 more.
 
-With windows of 7, the first fit the maps' heights without padding, and nothing else fits.
+Windows of 7 fit the heights of the first and nothing else, so that maps with and without padding are compared.
 """
 EXTRA = "pip install 'tenfold-emo[export]'"
 
@@ -125,8 +125,11 @@ def export_int8(model: EMO, batches: Iterable[Tensor]) -> nn.Module:
             activations on; some hundred images will do.
 
     Raises:
-        TenfoldError: torchao is missing, or there are no images.
+        TenfoldError: there are no images, or torchao is missing.
     """
+    batches = list(batches)
+    if not batches:
+        raise TenfoldError("int8 needs images to calibrate the ranges of activations on: give some hundred")
     if find_spec("torchao") is None:
         raise TenfoldError(f"int8 needs torchao: {EXTRA}")
     from torchao.quantization.pt2e.quantize_pt2e import (  # type: ignore[import-not-found,unused-ignore]
@@ -141,13 +144,9 @@ def export_int8(model: EMO, batches: Iterable[Tensor]) -> nn.Module:
     quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
     program = export_program(model, sizes=())
     observed = prepare_pt2e(program.module(check_guards=False), quantizer)
-    seen = 0
     with torch.no_grad():
         for images in batches:
             observed(images)
-            seen += len(images)
-    if not seen:
-        raise TenfoldError("int8 needs images to calibrate the ranges of activations on: give some hundred")
     quantized: nn.Module = convert_pt2e(observed)
     return quantized
 

@@ -38,8 +38,8 @@ def measure_latency(
 ) -> list[LayerTime]:
     """Time of stem, every block, norm and head at inference, in order, and of the whole network at the end.
 
-    Layers run by themselves, on what they get within the network and again and again, so that their inputs are warm
-    in caches: their sum is no more than about the network's time, which has pooling as well.
+    Each layer runs alone, again and again, on what it gets within the network. Its input is then warm in the cache,
+    so that layers may add up to less than the total.
 
     Args:
         model: stays as it is; give it folded (``reparameterize``) to time what is deployed.
