@@ -13,7 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tenfold.emo.windows import Windows, is_symbolic, join_heads, pad_to_windows, split_heads, window_of
+from tenfold.emo.windows import Windows, is_symbolic, join_windows, pad_to_windows, split_windows, window_of
 from tenfold.shared.logging import TenfoldError
 
 EPS = 1e-6
@@ -147,18 +147,25 @@ class WindowAttention(nn.Module):
         window = window_of(height, width, self.window_size)
         padded = self._padded(x)
         size = (padded.shape[1], padded.shape[2])
-        queries, keys = (
-            split_heads(part, window, self.heads, self.windows) for part in self.qk(padded).chunk(2, dim=-1)
-        )
+        tokens = split_windows(padded, window, self.windows)
+        # Queries and keys from tokens that lie by window already: heads are views, and nothing else is copied.
+        queries, keys = (self._heads(part) for part in self.qk(tokens).chunk(2, dim=-1))
+        valued = tokens if values is x else split_windows(self._padded(values), window, self.windows)
         is_masked = self.mask_padding and (is_symbolic() or size != (height, width))
         attended = F.scaled_dot_product_attention(
             queries,
             keys,
-            split_heads(self._padded(values), window, self.heads, self.windows),
+            self._heads(valued),
             attn_mask=self._mask(x, window) if is_masked else None,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return join_heads(attended, window, size, self.windows)[:, :height, :width]
+        joined: Tensor = join_windows(attended.transpose(1, 2).flatten(2), window, size, self.windows)
+        return joined[:, :height, :width]
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """[B * windows, tokens, C] to [B * windows, heads, tokens, C / heads]."""
+        split: Tensor = tokens.unflatten(-1, (self.heads, -1))
+        return split.transpose(1, 2)
 
     def _padded(self, x: Tensor) -> Tensor:
         """[B, H', W', C], whole windows; the whole map is one."""
@@ -167,7 +174,8 @@ class WindowAttention(nn.Module):
     def _mask(self, x: Tensor, window: tuple[int, int]) -> Tensor:
         """[B * windows, 1, 1, tokens]: which keys are pixels, of which every window has one."""
         pixels = self._padded(torch.ones_like(x[..., :1]))
-        return split_heads(pixels, window, 1, self.windows).transpose(2, 3).bool()
+        found: Tensor = split_windows(pixels, window, self.windows).transpose(1, 2)[:, None].bool()
+        return found
 
 
 class InvertedResidualMobileBlock(nn.Module):

@@ -25,6 +25,7 @@ SIZES = (224, 160)
 
 Windows of 7 fit the heights of the first and nothing else, so that maps with and without padding are compared.
 """
+_FREE = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
 EXTRA = "pip install 'tenfold-emo[export]'"
 
 
@@ -61,8 +62,7 @@ def export_program(model: EMO, sizes: Sequence[int] = SIZES) -> ExportedProgram:
     """
     check_sizes(sizes, smallest=SMALLEST_INPUT + 1)
     folded = reparameterize(model)
-    free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    program = torch.export.export(folded, (example_images(folded),), dynamic_shapes={"x": free})
+    program = torch.export.export(folded, (example_images(folded),), dynamic_shapes={"x": _FREE})
     check_equal(folded, program.module(check_guards=False), sizes)
     return program
 
@@ -107,7 +107,7 @@ def write_onnx(folded: EMO, path: Path) -> None:
 
 def onnx_runtime(path: Path) -> Callable[[Tensor], Tensor]:
     """A graph as a function of images."""
-    from onnxruntime import InferenceSession  # type: ignore[import-untyped]
+    from onnxruntime import InferenceSession
 
     session = InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
@@ -132,17 +132,19 @@ def export_int8(model: EMO, batches: Iterable[Tensor]) -> nn.Module:
         raise TenfoldError("int8 needs images to calibrate the ranges of activations on: give some hundred")
     if find_spec("torchao") is None:
         raise TenfoldError(f"int8 needs torchao: {EXTRA}")
-    from torchao.quantization.pt2e.quantize_pt2e import (  # type: ignore[import-not-found,unused-ignore]
+    from torchao.quantization.pt2e.quantize_pt2e import (
         convert_pt2e,
         prepare_pt2e,
     )
-    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (  # type: ignore[import-not-found,unused-ignore]
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
         X86InductorQuantizer,
         get_default_x86_inductor_quantization_config,
     )
 
     quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
-    program = export_program(model, sizes=())
+    folded = reparameterize(model)
+    # Strict: the quantizer knows operations by the calls in the source that they come from.
+    program = torch.export.export(folded, (example_images(folded),), dynamic_shapes={"x": _FREE}, strict=True)
     observed = prepare_pt2e(program.module(check_guards=False), quantizer)
     with torch.no_grad():
         for images in batches:

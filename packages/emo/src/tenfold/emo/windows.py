@@ -34,33 +34,29 @@ def pad_to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
     return F.pad(x, (0, 0, 0, right, 0, bottom)) if is_symbolic() or bottom or right else x
 
 
-def split_heads(x: Tensor, window: tuple[int, int], heads: int, order: Windows) -> Tensor:
-    """Tokens of every window and head.
+def split_windows(x: Tensor, window: tuple[int, int], order: Windows) -> Tensor:
+    """Tokens of every window.
 
     Args:
         x: [B, H, W, C], H and W multiples of the window.
         window: its height and width.
-        heads: that share the channels, C / heads each.
         order: of the pixels.
 
     Returns:
-        [B * windows, heads, tokens of a window, C / heads].
+        [B * windows, tokens of a window, C].
     """
     batch, height, width, channels = x.shape
     rows, columns = height // window[0], width // window[1]
     if order == "strided":
-        x = x.reshape(batch, window[0], rows, window[1], columns, heads, channels // heads)
-        x = x.permute(0, 2, 4, 5, 1, 3, 6)
+        x = x.reshape(batch, window[0], rows, window[1], columns, channels).permute(0, 2, 4, 1, 3, 5)
     else:
-        x = x.reshape(batch, rows, window[0], columns, window[1], heads, channels // heads)
-        x = x.permute(0, 1, 3, 5, 2, 4, 6)
-    return x.reshape(batch * rows * columns, heads, window[0] * window[1], channels // heads)
+        x = x.reshape(batch, rows, window[0], columns, window[1], channels).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch * rows * columns, window[0] * window[1], channels)
 
 
-def join_heads(x: Tensor, window: tuple[int, int], size: tuple[int, int], order: Windows) -> Tensor:
-    """What ``split_heads`` was given, of height and width ``size``, which are multiples of the window."""
-    heads, width_of_head = x.shape[1], x.shape[3]
-    rows, columns = size[0] // window[0], size[1] // window[1]
-    x = x.reshape(-1, rows, columns, heads, window[0], window[1], width_of_head)
-    x = x.permute(0, 4, 1, 5, 2, 3, 6) if order == "strided" else x.permute(0, 1, 4, 2, 5, 3, 6)
-    return x.reshape(-1, size[0], size[1], heads * width_of_head)
+def join_windows(x: Tensor, window: tuple[int, int], size: tuple[int, int], order: Windows) -> Tensor:
+    """What ``split_windows`` was given, of height and width ``size``, which are multiples of the window."""
+    rows, columns, channels = size[0] // window[0], size[1] // window[1], x.shape[-1]
+    x = x.reshape(-1, rows, columns, window[0], window[1], channels)
+    x = x.permute(0, 3, 1, 4, 2, 5) if order == "strided" else x.permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, size[0], size[1], channels)
