@@ -18,6 +18,9 @@ ifeq ($(HARDWARE),)
 HARDWARE := cpu-$(shell getconf _NPROCESSORS_ONLN)-cores
 endif
 
+# One thread each; two processes on two hyper-threads take half the time of one.
+TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
+
 .PHONY: help setup setup-mmdet3d lint format test test-gpu test-mmdet3d wheels reproduce-all dashboard serve bench clean
 
 help: ## print the targets
@@ -44,8 +47,8 @@ format: ## let ruff format the code
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-test: ## all tests that need neither a GPU nor mmdet3d
-	$(RUN) pytest -m "not gpu and not mmdet3d" $(ARGS)
+test: ## all tests that need neither a GPU nor mmdet3d; files are shared by TEST_PROCESSES
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(TEST_PROCESSES) --dist loadfile -m "not gpu and not mmdet3d" $(ARGS)
 
 test-gpu: ## tests on a CUDA device
 	$(RUN) pytest -m gpu $(ARGS)
