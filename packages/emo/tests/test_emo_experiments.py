@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tenfold.emo.experiments import ComparisonJob, Suite, TrainJob, reproduce
+from tenfold.emo.experiments import ComparisonJob, Suite, TrainJob, printed_networks, reproduce
 from tenfold.emo.profiles import PROFILES
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.comparison import compare, judge, load_reported
@@ -45,6 +45,15 @@ def test_smoke_leaves_a_valid_record_of_every_run(smoke: Path) -> None:
     assert found["emo-seed0"]["metrics"]["parameters_m"] == pytest.approx(0.033026)
     assert {figure["file"] for figure in found["emo-seed0"]["figures"]} == {"figures/layers.png"}
     assert not found["emo-seed1"]["figures"]
+    drawn = {figure["file"] for figure in found["comparison-seed0"]["figures"]}
+    assert drawn == {"figures/accuracies.png", "figures/pareto.png"}
+
+
+def test_printed_networks_have_their_costs() -> None:
+    found = printed_networks()
+    assert found["EMO-1M"] == (260.843664, 71.498, 1.361168)
+    assert found["EdgeNeXt-XXS"] == (261, 71.2, 1.3)
+    assert len(found) == 40
 
 
 def test_the_comparison_pairs_seeds(smoke: Path) -> None:

@@ -18,12 +18,13 @@ from lightning_fabric import Fabric
 from tenfold.emo.complexity import count_flops, count_flops_by_layer
 from tenfold.emo.config import RunConfig
 from tenfold.emo.dense import DenseConfig, digest_of, train_dense
-from tenfold.emo.figures import draw_accuracies, draw_layers
+from tenfold.emo.figures import draw_accuracies, draw_layers, draw_pareto
 from tenfold.emo.model import EMO
 from tenfold.emo.networks import make_network, parameter_count
 from tenfold.emo.profiles import DenseProfile, Profile
 from tenfold.emo.training import Trained, train
 from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
+from tenfold.shared.comparison import load_reported
 from tenfold.shared.logging import get_logger, progress
 from tenfold.shared.parallel import JobPool, available_cores
 from tenfold.shared.runs import Run, RunKey, plain
@@ -229,7 +230,32 @@ def run_comparison(suite: Suite, job: ComparisonJob) -> None:
     with suite.run(job) as run:
         with run.figure("accuracies.png", "Test accuracy of every method and seed") as path:
             draw_accuracies(values, parameters, path)
+        with run.figure(
+            "pareto.png", "What is printed: ImageNet accuracy against multiply-accumulates"
+        ) as path:
+            points = printed_networks()
+            draw_pareto(
+                points,
+                "multiply-accumulates in millions, as printed",
+                path,
+                [n for n in points if "EMO" in n],
+            )
         run.finish(found)
+
+
+def printed_networks() -> dict[str, tuple[float, float, float]]:
+    """Network to the multiply-accumulates in millions, top-1 and parameters in millions that are printed of it."""
+    printed: dict[str, dict[str, float]] = {}
+    for row in load_reported("tenfold.emo").rows:
+        if row.table.startswith("ImageNet-1K") and row.value is not None:
+            metric = "top1" if row.metric == "best_ema_top1" else row.metric
+            printed.setdefault(row.method, {})[metric] = row.value
+    needed = ("flops_m", "top1", "parameters_m")
+    return {
+        name: (found["flops_m"], found["top1"], found["parameters_m"])
+        for name, found in printed.items()
+        if all(metric in found for metric in needed)
+    }
 
 
 @cache
