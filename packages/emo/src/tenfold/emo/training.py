@@ -131,7 +131,7 @@ def train(
     teacher = None
     if config.train.teacher is not None:
         teacher = load_teacher(config.train.teacher, task.num_classes, task.mean, task.std, download)
-    seed_everything(seed)  # stochastic depth and dropout, whatever was drawn for the weights
+    seed_everything(seed + fabric.global_rank)  # stochastic depth and dropout, as the authors seed them
     trainer = Trainer(network, config.train, task.batches.steps, fabric, compile_network, teacher)
     first_epoch, best, last = 0, {}, {}
     state = run.resume()
