@@ -51,7 +51,7 @@ def split_windows(x: Tensor, window: tuple[int, int], order: Windows) -> Tensor:
         x = x.reshape(batch, window[0], rows, window[1], columns, channels).permute(0, 2, 4, 1, 3, 5)
     else:
         x = x.reshape(batch, rows, window[0], columns, window[1], channels).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch * rows * columns, window[0] * window[1], channels)
+    return _laid_out(x).reshape(batch * rows * columns, window[0] * window[1], channels)
 
 
 def join_windows(x: Tensor, window: tuple[int, int], size: tuple[int, int], order: Windows) -> Tensor:
@@ -59,4 +59,9 @@ def join_windows(x: Tensor, window: tuple[int, int], size: tuple[int, int], orde
     rows, columns, channels = size[0] // window[0], size[1] // window[1], x.shape[-1]
     x = x.reshape(-1, rows, columns, window[0], window[1], channels)
     x = x.permute(0, 3, 1, 4, 2, 5) if order == "strided" else x.permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, size[0], size[1], channels)
+    return _laid_out(x).reshape(-1, size[0], size[1], channels)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """In the order of its dimensions, as a copy while recording: whether one is needed depends on the size of maps."""
+    return x.clone(memory_format=torch.contiguous_format) if is_symbolic() else x
