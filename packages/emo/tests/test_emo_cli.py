@@ -101,7 +101,6 @@ def test_networks_are_exported(call: Call, released: Path, tmp_path: Path, form:
         "export", "--output", out, "--checkpoint", released, "--model", "emo_1m", "--format", form
     )
     assert status == 0, said
-    expected = build_model("emo_1m")
     torch.manual_seed(0)
     expected = build_model("emo_1m").eval()
     images = torch.randn(2, 3, 96, 128)

@@ -170,8 +170,6 @@ def check_losses(case: Any, fill: Any) -> None:
 def check_train_steps(case: Any, fill: Any) -> None:
     model = make_model(case).double()
     official = dict(zip(model.state_dict(), to_official(model), strict=True))
-    average = ExponentialMovingAverage(model, decay=0.9998)
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
     images, targets = input_of(case, fill, "image").double(), torch.tensor(case["targets"])
     label_smoothing_loss(model.train()(images), targets).backward()  # type: ignore[no-untyped-call]
     gradients = {

@@ -179,7 +179,7 @@ class WindowAttention(nn.Module):
 
 
 class InvertedResidualMobileBlock(nn.Module):
-    """The block of the paper, with the arguments of the authors' code and two of ours.
+    """The block of the paper, with the arguments of the authors' code and three options of ours.
 
     Args:
         dim_in: channels C of the input.
@@ -208,7 +208,7 @@ class InvertedResidualMobileBlock(nn.Module):
         mask_padding: keep padding out of the softmax (ours).
 
     Raises:
-        TenfoldError: an option is unknown, heads do not divide channels, or the block would do nothing.
+        TenfoldError: an option is unknown, heads do not divide channels, or a stride has no convolution.
     """
 
     def __init__(
@@ -259,7 +259,6 @@ class InvertedResidualMobileBlock(nn.Module):
             linear = GroupedLinear(dim_in, middle, heads) if v_group else nn.Linear(dim_in, middle)
             self.expand = nn.Sequential(linear, make_activation(act_layer))
         self.depthwise = DepthwiseConv(middle, dw_ks, stride, dilation, se_ratio) if dw_ks else None
-        # Without a stride the convolution has a skip of its own, whether the block has one or not.
         self.drop = nn.Dropout(drop)
         self.project = nn.Linear(middle, dim_out, bias=False)
         self.drop_path = DropPath(drop_path)
