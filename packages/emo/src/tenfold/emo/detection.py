@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ class Detector(nn.Module):
         output = self.head(levels)
         logits, codes = output["cls_logits"].float(), output["bbox_regression"].float()
         sizes = tuple((level.shape[2], level.shape[3]) for level in levels)
-        anchors = self.rules.anchors(sizes).to(logits.device)
+        anchors = placed_anchors(self.rules.anchors, sizes, logits.device)
         if targets is not None:
             labels, wanted = zip(*(assign(anchors, target, self.rules) for target in targets), strict=True)
             return self.rules.loss(logits, codes, torch.stack(labels), torch.cat(wanted))
@@ -272,6 +273,13 @@ class Detector(nn.Module):
             choose_boxes(image_scores.split(counts), image_codes.split(counts), levels, size, self.rules)
             for image_scores, image_codes, size in zip(scores, codes, image_sizes, strict=True)
         ]
+
+
+@lru_cache(maxsize=64)
+def placed_anchors(make: Callable[[Sizes], Tensor], sizes: Sizes, device: torch.device) -> Tensor:
+    """Anchors on a device, [anchors, 4]: made and copied once for each size of images."""
+    with torch.inference_mode(False):  # they may be made while detecting and be learned with afterwards
+        return make(sizes).to(device)
 
 
 def checked_targets(targets: Sequence[Target] | None, num_classes: int) -> list[Target]:
