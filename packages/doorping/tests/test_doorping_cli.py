@@ -90,7 +90,7 @@ def test_victims_are_trained_kept_and_judged(call: Call, distilled: Path, tmp_pa
     assert "1 networks" in printed
     weights.write_bytes(b"nothing")
     status, _, said = call("evaluate", distilled, "--weights", weights, *VICTIM)
-    assert status == 1
+    assert status == 2
     assert "make it with train" in said
 
 
@@ -157,7 +157,7 @@ def test_profiles_are_listed(call: Call) -> None:
         (("--attack.portion", 1.5), "a share of the images"),
         (("--attack.bound", -1), "--attack.bound is above 0"),
         (("--attack.kind", "frozen"), "needs --attack.bound"),
-        (("--network.name", "VGG11"), "images of 28 or 32 pixels"),
+        (("--network.name", "VGG11"), "takes images of 32 pixels"),
         (("--condensation.augmentation", "twist"), "twist"),
         (("--data-root", "nowhere"), "there is no data root nowhere"),
         (("--as-strong-as", "DOORPING"), "is for suites"),
@@ -198,10 +198,10 @@ def test_files_that_are_no_distilled_sets_are_named(call: Call, distilled: Path,
     for command in ("evaluate", "audit", "defend"):
         for name in ("broken.pt", "missing.pt"):
             status, _, said = call(command, tmp_path / name, "--device", "cpu")
-            assert status == 1
+            assert status == 2
             assert name in said
     known = load_distilled(distilled)
     save_distilled(distilled, replace(known, dataset=""))
     status, _, said = call("evaluate", distilled, "--device", "cpu")
-    assert status == 1
+    assert status == 2
     assert "--source.dataset" in said

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -29,7 +29,7 @@ from tenfold.doorping.experiments import (
     launch_fabric,
     reproduce,
 )
-from tenfold.doorping.image_sets import ImageSet, load_image_set
+from tenfold.doorping.image_sets import DESCRIPTIONS, ImageSet, load_image_set
 from tenfold.doorping.networks import load_official_state_dict, seeded
 from tenfold.doorping.official_artifacts import DistilledSet, load_distilled, save_distilled, save_official
 from tenfold.doorping.profiles import PROFILES, Profile
@@ -43,7 +43,7 @@ logger = get_logger("doorping")
 
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
 Accelerator = Annotated[AcceleratorConfig, tyro.conf.arg(name="")]  # --device, not --accelerator.device
-DistilledFile = Annotated[Path, tyro.conf.Positional]
+PositionalFile = Annotated[Path, tyro.conf.Positional]
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,11 @@ class Source:
 
     def load(self, path: Path) -> DistilledSet:
         """The set in a file."""
-        return load_distilled(path, dataset=self.dataset, trigger=self.trigger, target=self.target)
+        known: dict[str, Any] = {}
+        if self.dataset and self.dataset not in DESCRIPTIONS:  # what needs no files to be known
+            data = load_image_set(self.dataset)
+            known = {"classes": data.classes, "mean": data.mean, "std": data.std}
+        return load_distilled(path, dataset=self.dataset, trigger=self.trigger, target=self.target, **known)
 
     def victims(self, distilled: DistilledSet) -> NetworkConfig:
         """The network that victims train."""
@@ -208,9 +212,9 @@ def _poison_of(distilled: DistilledSet, data: ImageSet) -> Poison:
 class Train:
     """Train a victim's network on a distilled set and keep its weights."""
 
-    distilled: DistilledFile
+    distilled: PositionalFile
     """distilled.pt of a run, or vis_*.pth or res_*.pt of the authors."""
-    weights: Path
+    weights: PositionalFile
     """File for the weights, in the authors' key scheme."""
     source: Source = field(default_factory=Source)
     victim: VictimConfig = field(default_factory=VictimConfig)
@@ -236,7 +240,7 @@ class Train:
 class Evaluate:
     """Train victims on a distilled set, or take saved weights, and say CTA and ASR on the whole test set."""
 
-    distilled: DistilledFile
+    distilled: PositionalFile
     """distilled.pt of a run, or vis_*.pth or res_*.pt of the authors."""
     source: Source = field(default_factory=Source)
     victim: VictimConfig = field(default_factory=VictimConfig)
@@ -260,7 +264,7 @@ class Evaluate:
             victims = victims_of(distilled, network, data, self.victim, self.seed, device)
         else:
             victims = _saved(network, data, self.weights, device)
-        _print_rates(f"{self.distilled}: {victims.size} networks on {data.name}", judge(victims, poison))
+        _print_rates(f"{self.distilled.name}: {victims.size} networks on {data.name}", judge(victims, poison))
         return 0
 
 
@@ -294,7 +298,7 @@ def _print_rates(title: str, rates: dict[str, float]) -> None:
 class Defend:
     """Set every defence against victims of a distilled set whose trigger is known."""
 
-    distilled: DistilledFile
+    distilled: PositionalFile
     """distilled.pt of a run, or vis_*.pth or res_*.pt of the authors."""
     source: Source = field(default_factory=Source)
     victim: VictimConfig = field(default_factory=VictimConfig)
@@ -319,7 +323,7 @@ class Defend:
         network = self.source.victims(distilled)
         victims = victims_of(distilled, network, data, victim, self.seed, device)
         found = examine(victims, poison, images, labels, self.defences, self.seed, logger.info)
-        table = Table(title=f"{self.distilled}: {victims.size} victims", title_justify="left")
+        table = Table(title=f"{self.distilled.name}: {victims.size} victims", title_justify="left")
         table.add_column("what")
         table.add_column("mean", justify="right")
         for name, value in found.items():
@@ -335,7 +339,7 @@ class Defend:
 class Audit:
     """Is a distilled set suspicious? Scores, thresholds and pictures, without knowing any trigger."""
 
-    distilled: DistilledFile
+    distilled: PositionalFile
     """distilled.pt of a run, or vis_*.pth or res_*.pt of the authors."""
     source: Source = field(default_factory=Source)
     victim: VictimConfig = field(default_factory=lambda: VictimConfig(3, 151, 76, 0.1))
@@ -382,9 +386,9 @@ class Audit:
 class Convert:
     """Read a distilled set of the authors or ours, and write it in another form."""
 
-    distilled: DistilledFile
+    distilled: PositionalFile
     """File to read."""
-    output: Path
+    output: PositionalFile
     """File to write."""
     form: Literal["ours", "vis", "trigger", "res", "results"] = "ours"
     """ours, or the authors' vis_*.pth, *_trigger.pth, res_*.pt, or results.pth of DD."""

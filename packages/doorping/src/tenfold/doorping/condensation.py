@@ -166,7 +166,7 @@ class Condensed:
     labels: Tensor
     """int64 [K * ipc]: 0 ipc times, then 1, and so on."""
     triggers: dict[int, Tensor]
-    """The trigger after some iterations, [1, C, H, W] on the CPU."""
+    """The trigger at every evaluation, and where it is optimised about twenty times; [1, C, H, W] on the CPU."""
     rates: dict[str, float]
     """Of the last evaluation."""
 
@@ -223,8 +223,9 @@ def condense(
         is_due = iteration == config.iterations or (evaluate_every and iteration % evaluate_every == 0)
         if is_due:
             rates = evaluate(synthetic.detach(), labels, iteration)
+            run.log(iteration, **rates)
+        if is_due or (poison.is_optimised and iteration % max(1, config.iterations // 20) == 0):
             triggers[iteration] = poison.trigger.cpu()
-            run.log(iteration, **rates, trigger_norm=float(poison.trigger[0][poison.mask.bool()].norm()))
         if iteration == config.iterations:
             break
         loss = _iterate(poison, make_network, config, seed, iteration, fabric, synthetic, optimizer, batches)
@@ -233,7 +234,12 @@ def condense(
                 f"loss, images or trigger are no numbers any more in iteration {iteration}; lower "
                 "--condensation.lr-img, or give --attack.bound"
             )
-        run.log(iteration + 1, matching_loss=loss)
+        moved = (
+            {"trigger_norm": float(poison.trigger[0][poison.mask.bool()].norm())}
+            if poison.is_optimised
+            else {}
+        )
+        run.log(iteration + 1, matching_loss=loss, **moved)
         if run.is_writer and run.is_checkpoint_due:
             stored: dict[str, Any] = {
                 "synthetic": synthetic.detach(),

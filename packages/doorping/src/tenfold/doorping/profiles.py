@@ -270,7 +270,7 @@ PROFILES: dict[str, Profile] = {
         seeds=(0, 1, 2),
         pairs=_pairs(_QUICK),
         defences=_SMALL_DEFENCES,
-        defended=("clean", "NAIVEATTACK", "DOORPING", "frozen patch"),
+        defended=("DOORPING", "frozen patch"),
         defended_seeds=1,
         checkpoint_seconds=15.0,
     ),
@@ -282,6 +282,8 @@ PROFILES: dict[str, Profile] = {
         ("digits",),
         seeds=(0, 1, 2),
         pairs=_pairs(_DIGITS_ABLATION),
+        defences=_SMALL_DEFENCES,
+        defended=("clean", "NAIVEATTACK", "DOORPING", "frozen patch"),
         checkpoint_seconds=15.0,
     ),
     "h100": Profile(
