@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -50,16 +50,42 @@ CheckName = Literal[
 
 THRESHOLDS: Mapping[CheckName, float] = MappingProxyType(
     {
-        "patch outlier": 1.85,
-        "value range": 2.65,
-        "transplant": 0.28,
-        "reference": 2.0,
+        "patch outlier": 3.1,
+        "value range": 4.4,
+        "transplant": 0.33,
+        "reference": 3.2,
         "activation clustering": 0.65,
         "spectral signatures": 9.6,
     }
 )
-"""Of every check."""
+"""From where on a class is suspicious.
 
+Calibrated on sets of digits, ten images of a class by DC in 20 iterations, the first images real: each is at least a
+quarter above the largest score of eight clean sets (seeds 100 to 107), and above all of six with a white patch. With
+labelled clean images the threshold of ``reference`` comes from sets of such images instead.
+
+Sets of other seeds (200 to 205) that were found suspicious, always for the target's class:
+
+=====================================  ==========  ==========================
+set                                    as it is    with labelled clean images
+=====================================  ==========  ==========================
+clean                                  0 of 6      0 of 6
+NAIVEATTACK (ASR 0.1 to 0.4)           0 of 6      5 of 6
+DOORPING, bound 10 (ASR 0.7 to 1.0)    6 of 6      6 of 6
+frozen patch, 10 (ASR 0.9 to 1.0)      6 of 6      6 of 6
+first images noise: clean, white       0 of 6      0 of 6
+first images noise: DOORPING           3 of 3      3 of 3
+DOORPING within the pixels' range      0 of 3      1 of 3
+frozen patch within the pixels' range  0 of 3      1 of 2
+=====================================  ==========  ==========================
+
+Of the sets that calibrated, one of eight clean ones is flagged with labelled clean images (by transplants, at the
+threshold), and the one DOORPING whose trigger never moved (ASR 0.09) is found with them alone. **A trigger within the
+pixels' range is not seen in the distilled images by themselves.** Nothing was calibrated on other data.
+"""
+
+CLEAN_SETS, MARGIN = 8, 1.25
+"""Sets of labelled clean images that say what such sets score, and what their largest score is multiplied by."""
 NUMBERS_AT_ONCE = 2**24
 """Of distances between windows, or of stamped images, that are held at a time."""
 SMALLEST_VALUE = 0.03
@@ -300,9 +326,13 @@ def audit(
     checks = [outliers.check("patch outlier", config), excess.check("value range", config)]
     if clean is not None:
         drawn = _draw(len(clean[0]), config.peers, generator).to(device)
-        alike = None if reference_labels is None else labels[:, None] == clean[1][drawn]
-        novelty = _WindowScores(images, sizes, members, partial(_nearest, images, clean[0][drawn], alike))
-        checks.append(novelty.check("reference", config))
+        others, kinds = clean[0][drawn], clean[1][drawn]
+        alike = None if reference_labels is None else labels[:, None] == kinds
+        novelty = _WindowScores(images, sizes, members, partial(_nearest, images, others, alike))
+        limit = config.thresholds["reference"]
+        if reference_labels is not None:
+            limit = min(limit, _clean_limit(others, kinds, members.counts, sizes, config, generator))
+        checks.append(replace(novelty.check("reference", config), threshold=limit))
 
     networks = [seed * 1000 + number for number in range(victims.networks)]
     ensemble = train_ensemble(_architecture(distilled, classes), networks, images, labels, victims)
@@ -409,6 +439,10 @@ class _Members:
         self._places = torch.arange(len(labels), device=labels.device) - starts[labels[self._order]]
         self._top = (share * self.counts).round(decimals=6).ceil().long().clamp(min=1)
 
+    def ranks(self) -> Tensor:
+        """The place of every image among those of its class, from 0, int64 [n]."""
+        return torch.empty_like(self._places).index_copy(0, self._order, self._places)
+
     def top_means(self, values: Tensor) -> Tensor:
         """[W, n] to [W, K]; nan for a class without images, or with one whose value is nan."""
         padded = values.new_full((len(values), len(self.counts), int(self.counts.max())), -math.inf)
@@ -436,15 +470,16 @@ class _WindowScores:
         self.squares = torch.cat([_squares(self.side, size) for size in sizes]).to(images.device)
         parts = [measure(size) for size in sizes]
         classes = [members.top_means(part) for part in parts]
-        self.by_image = torch.cat(parts)
+        self.by_image, self._values = torch.cat(parts), torch.cat(classes)
         self.scores = torch.cat([_robust_scores(part) for part in classes])
         self._counts = [len(part) for part in parts]
 
     def check(self, name: CheckName, config: AuditConfig) -> Check:
-        """The largest score of every class."""
-        best = self.scores.max(dim=0)
-        windows = self.windows(best.indices)
-        return Check(name, best.values.double().cpu(), config.thresholds[name], windows, votes=True)
+        """The largest score of every class, and the window with its largest value, which fits a patch most tightly."""
+        windows = self.windows(self._values.argmax(dim=0))
+        return Check(
+            name, self.scores.amax(dim=0).double().cpu(), config.thresholds[name], windows, votes=True
+        )
 
     def windows(self, index: Tensor) -> tuple[Window, ...]:
         """Those of some indices [m]."""
@@ -515,6 +550,32 @@ def _excess(outside: Tensor, size: int) -> Tensor:
     """Mean of [n, C, H, W] in every window beyond the median window of the same image, [w, n]."""
     means = F.avg_pool2d(outside.mean(dim=1, keepdim=True), size, stride=1).flatten(1).T
     return means - means.median(dim=0).values
+
+
+def _clean_limit(
+    clean: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    sizes: Sequence[int],
+    config: AuditConfig,
+    generator: torch.Generator,
+) -> float:
+    """What sets of clean images score against other clean images, with a margin; infinite where there are too few.
+
+    Every set has at most as many images of each class as the distilled one, from one random half of the clean images,
+    and is compared with the other half.
+    """
+    scores = []
+    for _ in range(CLEAN_SETS):
+        first, second = torch.randperm(len(clean), generator=generator).to(clean.device).tensor_split(2)
+        ranks = _Members(labels[first], len(counts), config.top_share).ranks()
+        own = first[ranks < counts[labels[first]]]
+        alike = labels[own][:, None] == labels[second]
+        members = _Members(labels[own], len(counts), config.top_share)
+        found = _WindowScores(clean, sizes, members, partial(_nearest, clean[own], clean[second], alike))
+        scores.append(found.check("reference", config).score)
+    known = [score for score in scores if not math.isnan(score)]
+    return MARGIN * max(known) if known else math.inf
 
 
 # -- networks ----------------------------------------------------------------------------------------------
