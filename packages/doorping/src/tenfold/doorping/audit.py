@@ -50,38 +50,54 @@ CheckName = Literal[
 
 THRESHOLDS: Mapping[CheckName, float] = MappingProxyType(
     {
-        "patch outlier": 3.1,
+        "patch outlier": 3.2,
         "value range": 4.4,
-        "transplant": 0.33,
+        "transplant": 0.42,
         "reference": 3.2,
         "activation clustering": 0.65,
         "spectral signatures": 9.6,
     }
 )
-"""From where on a class is suspicious.
+"""Scores above which a class is suspicious.
 
-Calibrated on sets of digits, ten images of a class by DC in 20 iterations, the first images real: each is at least a
-quarter above the largest score of eight clean sets (seeds 100 to 107), and above all of six with a white patch. With
-labelled clean images the threshold of ``reference`` comes from sets of such images instead.
+The first four are the largest score of any clean set of the calibration and a quarter more (``reference`` a third).
+That were 8 sets of digits (10 images of a class by DC in 20 iterations, the first images real, seeds 100 to 107;
+transplants with 3 networks of 151 passes), and for checks without networks real images of FashionMNIST and CIFAR-10,
+1 or 10 of a class, with and without noise. Largest were patch outlier 2.55 (FashionMNIST), value range 3.54
+(CIFAR-10), transplant 0.33 (digits), and reference 2.44 (FashionMNIST; leaving out sets of one image of a class, of
+which one had 5.36). With labelled clean images the limit of ``reference`` comes from sets of these, see
+:func:`audit`; it is about 2 for digits.
 
-Sets of other seeds (200 to 205) that were found suspicious, always for the target's class:
+Found among sets of digits of other seeds, 200 to 205 (from noise and within pixels: 200 to 202), as they are and with
+300 labelled clean images; *place* counts flagged sets whose suspected window overlaps the trigger. The class was
+always right:
 
-=====================================  ==========  ==========================
-set                                    as it is    with labelled clean images
-=====================================  ==========  ==========================
-clean                                  0 of 6      0 of 6
-NAIVEATTACK (ASR 0.1 to 0.4)           0 of 6      5 of 6
-DOORPING, bound 10 (ASR 0.7 to 1.0)    6 of 6      6 of 6
-frozen patch, 10 (ASR 0.9 to 1.0)      6 of 6      6 of 6
-first images noise: clean, white       0 of 6      0 of 6
-first images noise: DOORPING           3 of 3      3 of 3
-DOORPING within the pixels' range      0 of 3      1 of 3
-frozen patch within the pixels' range  0 of 3      1 of 2
-=====================================  ==========  ==========================
+=================================  ========  =========  ===========  =================  ===================
+set                                mean ASR  flagged    with clean   place              place with clean
+=================================  ========  =========  ===========  =================  ===================
+clean                              .02       0 of 6     0 of 6
+NAIVEATTACK                        .25       0 of 6     5 of 6                          2 of 5
+DOORPING, bound 10                 .88       6 of 6     6 of 6       6 of 6             6 of 6
+frozen patch, bound 10             .95       6 of 6     6 of 6       6 of 6             6 of 6
+clean, first images noise          .03       0 of 3     0 of 3
+NAIVEATTACK, from noise            .16       0 of 3     0 of 3
+DOORPING, bound 10, from noise     1.00      3 of 3     3 of 3       3 of 3             3 of 3
+DOORPING within the pixels' range  .15       0 of 3     1 of 3                          0 of 1
+frozen within the pixels' range    .08       0 of 3     2 of 3                          2 of 2
+=================================  ========  =========  ===========  =================  ===================
 
-Of the sets that calibrated, one of eight clean ones is flagged with labelled clean images (by transplants, at the
-threshold), and the one DOORPING whose trigger never moved (ASR 0.09) is found with them alone. **A trigger within the
-pixels' range is not seen in the distilled images by themselves.** Nothing was calibrated on other data.
+Of DOORPING's and the frozen patch's six sets each, single checks flag: value range 6 and 6, patch outlier 4 and 6,
+transplant 2 and 6; with labelled clean images, reference 6 and 6. None of 9 clean sets was flagged, which leaves up
+to 28 % possible (95 %). The scores were once changed after a look at these sets, because they flagged clean
+FashionMNIST; the thresholds come from the calibration alone.
+
+**A trigger within the pixels' range is not seen in the distilled images by themselves**, nor DOORPING's where it
+wandered back into it. What labelled clean images give away is then often not the patch but images of other classes
+with the target's label, with which the distillation began, and nothing where it began with noise. INVISIBLE and
+condensed sets of other data were not tried.
+
+Activation clustering flags every set, clean or not, and names the target in 8 of 30 poisoned ones; spectral
+signatures flag none of either. Ten images of a class are too few for them: both inform and have no vote.
 """
 
 CLEAN_SETS, MARGIN = 8, 1.25
@@ -300,9 +316,10 @@ def audit(
         config: what is looked at; the calibrated settings without it.
         victims: how networks are trained on the set; three of them, for 151 passes at a rate of 0.1, without it.
             They have the architecture that the set names, or else the ConvNet.
-        reference: clean images of the same kind, normalised as the set is, [N, C, H, W]; they make the audit much
-            sharper, above all with labels.
-        reference_labels: int64 [N].
+        reference: clean images of the same kind, normalised as the set is, [N, C, H, W]; they make the audit sharper,
+            above all with labels.
+        reference_labels: int64 [N]. With them, sets drawn from one half of the clean images are compared with the other
+            half, and 1.25 times the largest score of 8 such sets is the limit where that is lower.
         seed: of networks and draws.
         device: where it is computed.
 
@@ -680,7 +697,7 @@ def _hidden_features(
             config.thresholds["activation clustering"],
             nowhere,
             votes=False,
-            note="share of the larger of two clusters",
+            note="share of the larger of two clusters; clean sets of few images are above the limit as well",
         ),
         Check(
             "spectral signatures",

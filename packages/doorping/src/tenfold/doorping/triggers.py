@@ -164,10 +164,13 @@ def optimise_trigger(
     """
     clamp = _limits(bound, low, high)
     neurons = select_neurons(model, layer, topk)
+    with torch.no_grad():
+        activation = model.truncated(layer, neurons, pre_activation)(trigger)
+    target, first_loss = alpha * activation, ((1 - alpha) * activation).square().mean()
+    if trigger.device.type == "cpu" and bool(first_loss < stop_below):  # as for most networks: nothing to descend
+        return trigger.detach().clone()
     model = deepcopy(model).requires_grad_(False)  # a graph of the trigger alone, in about half the time
     hidden = model.truncated(layer, neurons, pre_activation)
-    with torch.no_grad():
-        target = alpha * hidden(trigger)
 
     def loss_of(delta: Tensor) -> Tensor:
         return (hidden(delta) - target).square().mean()
