@@ -167,7 +167,9 @@ def optimise_trigger(
     with torch.no_grad():
         activation = model.truncated(layer, neurons, pre_activation)(trigger)
     target, first_loss = alpha * activation, ((1 - alpha) * activation).square().mean()
-    if trigger.device.type == "cpu" and bool(first_loss < stop_below):  # as for most networks: nothing to descend
+    if trigger.device.type == "cpu" and bool(
+        first_loss < stop_below
+    ):  # as for most networks: nothing to descend
         return trigger.detach().clone()
     model = deepcopy(model).requires_grad_(False)  # a graph of the trigger alone, in about half the time
     hidden = model.truncated(layer, neurons, pre_activation)
