@@ -152,7 +152,7 @@ def hooked_update(network: Network, trigger: Tensor, mask: Tensor, steps: int) -
 def test_a_trigger_update_against_hooks(benchmark: BenchmarkFixture) -> None:
     network, mask = make(SMALL), patch_mask(1, 8, 2)
     for seed in range(100):  # a trigger that the neuron answers to, and far enough from what ends the update
-        trigger = 40 * torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * mask
+        trigger = 400 * torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * mask
         first = network.hidden(trigger, -2, select_neurons(network, -2, 1)).detach()
         if float((9 * first).square()) > 50:
             break
