@@ -484,6 +484,9 @@ def test_a_place_in_a_run_always_has_the_same_sample(scenes: Path) -> None:
     torch.manual_seed(1)
     assert all(torch.equal(*pair) for pair in zip(first, samples[2], strict=True))
     assert not torch.equal(first[0], samples[4][0])
+    other = TrainingSamples(both_sets(scenes)[0], 5, seed=4)
+    other.order = samples.order
+    assert not torch.equal(first[0], other[2][0])
     assert [sorted(samples.order[epoch : epoch + 2].tolist()) for epoch in (0, 2)] == [[0, 1], [0, 1]]
 
 

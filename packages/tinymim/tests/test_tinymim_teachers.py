@@ -25,16 +25,9 @@ from tenfold.tinymim.architectures import STUDENTS, TEACHERS, build_student
 from tenfold.tinymim.checkpoints import timm_model
 from tenfold.tinymim.relations import relation
 from tenfold.tinymim.targets import Objective, TargetConfig
-from tenfold.tinymim.teachers import (
-    HeadPolicy,
-    Teacher,
-    TimmTeacher,
-    check_grid,
-    load_student_as_teacher,
-    load_teacher,
-    plan_heads,
-    resolve_target,
-)
+from tenfold.tinymim.teacher_files import load_student_as_teacher, load_teacher
+from tenfold.tinymim.teachers import HeadPolicy, Teacher, check_grid, plan_heads, resolve_target
+from tenfold.tinymim.timm_teachers import TimmTeacher
 from tenfold.tinymim.vit import Signal, VisionTransformer, ViTConfig
 
 SIZE = {

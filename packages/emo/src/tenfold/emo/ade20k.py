@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
@@ -326,8 +327,13 @@ class TrainingSamples(Dataset[Pair]):
 
     def __getitem__(self, place: int) -> Pair:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed((self.seed << 32) + place)
+            torch.default_generator.manual_seed(sample_seed(self.seed, place))
             return self.data[int(self.order[place])]
+
+
+def sample_seed(seed: int, place: int) -> int:
+    """Of one place in a run; below 2^32, since torch's generator of the CPU ignores all higher bits."""
+    return int(np.random.SeedSequence((seed, place)).generate_state(1)[0])
 
 
 def training_loader(

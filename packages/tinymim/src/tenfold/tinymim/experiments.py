@@ -33,7 +33,7 @@ from tenfold.tinymim.pretraining import Pretrained, trained_weights
 from tenfold.tinymim.relations import head_divergences, relation
 from tenfold.tinymim.segmentation_training import train_segmentation, weights_digest
 from tenfold.tinymim.suites import Pretraining, Profile, SegmentationProfile
-from tenfold.tinymim.teachers import AnyTeacher, load_student_as_teacher, load_teacher
+from tenfold.tinymim.teacher_files import AnyTeacher, load_student_as_teacher, load_teacher
 from tenfold.tinymim.training import (
     Images,
     finetune_network,

@@ -28,7 +28,8 @@ from tenfold.tinymim.positions import sincos_pos_embed
 from tenfold.tinymim.pretraining import Pretrained, Views, pretrain
 from tenfold.tinymim.suites import Pretraining
 from tenfold.tinymim.targets import Objective
-from tenfold.tinymim.teachers import AnyTeacher, Teacher, check_grid, plan_heads
+from tenfold.tinymim.teacher_files import AnyTeacher
+from tenfold.tinymim.teachers import Teacher, check_grid, plan_heads
 from tenfold.tinymim.vit import VisionTransformer, ViTConfig
 
 NEIGHBOURS = 5
