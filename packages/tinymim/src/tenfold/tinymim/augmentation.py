@@ -6,6 +6,7 @@ Every image has its own crop, flip and colours, as with torchvision's transforms
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -53,7 +54,15 @@ class Crops(NamedTuple):
     height: Tensor
     """[B]."""
     flips: Tensor
-    """[B], which are mirrored."""
+    """[B], 1 where they are mirrored, else 0."""
+
+    def to(self, device: torch.device) -> Crops:
+        """On a device, by one copy."""
+        return Crops(*torch.stack(self).to(device, non_blocking=True))
+
+    def part(self, chosen: slice) -> Crops:
+        """Those of some images."""
+        return Crops(*(values[chosen] for values in self))
 
 
 class Colours(NamedTuple):
@@ -63,6 +72,14 @@ class Colours(NamedTuple):
     """[B, 3], of brightness, contrast and saturation; 1 changes nothing."""
     order: Tensor
     """[B, 3], in which they are applied."""
+
+    def to(self, device: torch.device) -> Colours:
+        """On a device."""
+        return Colours(*(values.to(device, non_blocking=True) for values in self))
+
+    def part(self, chosen: slice) -> Colours:
+        """Those of some images."""
+        return Colours(*(values[chosen] for values in self))
 
 
 def draw_crops(count: int, config: CropConfig, generator: torch.Generator) -> Crops:
@@ -75,7 +92,7 @@ def draw_crops(count: int, config: CropConfig, generator: torch.Generator) -> Cr
     first = fits.int().argmax(dim=0)[None]
     width, height = (torch.where(fits.any(dim=0), side.gather(0, first)[0], 1.0) for side in (width, height))
     left, top, coin = torch.rand(3, count, generator=generator)
-    flips = (coin < 0.5) & config.flip
+    flips = (coin < 0.5).float() * config.flip
     return Crops(left * (1 - width), top * (1 - height), width, height, flips)
 
 
@@ -84,15 +101,15 @@ def crop(images: Tensor, crops: Crops, size: int, interpolation: str = "bicubic"
 
     Args:
         images: float [B, C, H, W].
-        crops: one for each image.
+        crops: one for each image, on the same device.
         size: side of the result.
         interpolation: bilinear or bicubic; without antialiasing, since crops are rarely larger than the result.
 
     Returns:
         [B, C, size, size].
     """
-    left, top, width, height, flips = (values.to(images.device) for values in crops)
-    sign = 1 - 2 * flips.float()
+    left, top, width, height, flips = crops
+    sign = 1 - 2 * flips
     zero = torch.zeros_like(left)
     across = torch.stack((sign * width, zero, 2 * left + width - 1), dim=1)
     down = torch.stack((zero, height, 2 * top + height - 1), dim=1)
@@ -115,14 +132,14 @@ def jitter(images: Tensor, colours: Colours) -> Tensor:
 
     Args:
         images: [B, 3, H, W] from 0 to 1.
-        colours: one for each image.
+        colours: one for each image, on the same device.
     """
-    factors, order = colours.factors.to(images.device), colours.order.to(images.device)
-    weights = images.new_tensor(GREY)[:, None, None]
+    factors, order = colours
     for turn in order.T:  # three turns; each image takes its own change in each
         which = turn[:, None, None, None]
         factor = factors.gather(1, turn[:, None])[:, :, None, None]
-        grey = (images * weights).sum(dim=1, keepdim=True)
+        red, green, blue = images.split(1, dim=1)
+        grey = GREY[0] * red + GREY[1] * green + GREY[2] * blue
         base = torch.where(
             which == 0, 0.0, torch.where(which == 1, grey.mean(dim=(2, 3), keepdim=True), grey)
         )
@@ -130,7 +147,17 @@ def jitter(images: Tensor, colours: Colours) -> Tensor:
     return images
 
 
-def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(x - mean) / std for each channel of [B, C, H, W]."""
-    shift, scale = (images.new_tensor(values)[:, None, None] for values in (mean, std))
-    return (images - shift) / scale
+class Normaliser:
+    """(x - mean) / std for each channel of [B, C, H, W]; its numbers are moved to the device once.
+
+    Args:
+        mean: of each channel.
+        std: of each channel.
+        device: of the images.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self.mean, self.std = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std

@@ -5,6 +5,7 @@ Names here are the authors' own. timm's ViT has the same, so that only what stan
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -102,8 +103,10 @@ def transfer_pretrained(
     Raises:
         TenfoldError: anything else than head and last norm is missing or left over, or a tensor has another shape.
     """
-    found = _fitted(unwrapped(state_dict), classifier)
-    expected = classifier.state_dict()
+    found = unwrapped(state_dict)
+    if classifier.config.distillation_token and "dist_token" not in found and "pos_embed" in found:
+        found["pos_embed"] = _with_distillation_row(found["pos_embed"])
+    found, expected = _fitted(found, classifier), classifier.state_dict()
     head = {name for name in found if name.startswith(("head.", "head_dist."))}
     found = {name: value for name, value in found.items() if name not in head}
     missing = [name for name in expected if name not in found]
@@ -112,8 +115,6 @@ def transfer_pretrained(
     wrong = [name for name in missing if not name.startswith(new)] + [
         name for name in unexpected if not name.startswith(("norm.", "fc_norm."))
     ]
-    if classifier.config.distillation_token and "pos_embed" in found:
-        found["pos_embed"] = _with_distillation_row(found["pos_embed"], expected["pos_embed"])
     if wrong:
         raise TenfoldError(
             f"{wrong[0]} does not fit: is this the pre-trained network of another size or depth?"
@@ -127,11 +128,9 @@ def transfer_pretrained(
     return missing, unexpected + sorted(head)
 
 
-def _with_distillation_row(table: Tensor, expected: Tensor) -> Tensor:
-    """A position table with a row of zeros for the second token, where it has none."""
-    if table.shape[1] == expected.shape[1] - 1:
-        return torch.cat((table[:, :1], torch.zeros_like(table[:, :1]), table[:, 1:]), dim=1)
-    return table
+def _with_distillation_row(table: Tensor) -> Tensor:
+    """A position table with a row of zeros for the second token."""
+    return torch.cat((table[:, :1], torch.zeros_like(table[:, :1]), table[:, 1:]), dim=1)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -140,10 +139,21 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         TenfoldError: the file is missing, damaged, or of another network.
     """
+    content = load_file(path)
     try:
-        load_official_state_dict(model, load_checkpoint(path))
+        load_official_state_dict(model, content)
     except TenfoldError as error:
         raise TenfoldError(f"{path}: {error}") from error
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """A file of ours, of the authors or of MAE, as plain state: theirs hold the trainer's arguments too.
+
+    Raises:
+        TenfoldError: the file is missing, damaged, or holds anything else.
+    """
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return load_checkpoint(path)
 
 
 def timm_model(model: VisionTransformer) -> nn.Module:

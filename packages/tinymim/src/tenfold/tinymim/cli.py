@@ -8,16 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
+from torch import nn
 
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
-from tenfold.shared.runs import Run, RunKey, config_hash, load_checkpoint, plain, save_atomically
-from tenfold.tinymim.architectures import CLASSIFIERS, make_classifier
+from tenfold.shared.runs import Run, RunKey, config_hash, plain, save_atomically
+from tenfold.tinymim.architectures import CLASSIFIERS, STUDENTS, TEACHERS, make_classifier
 from tenfold.tinymim.checkpoints import (
+    load_file,
     load_official_state_dict,
-    load_weights,
     timm_model,
     unwrapped,
 )
@@ -48,6 +50,7 @@ from tenfold.tinymim.training import (
     make_finetuned_network,
     network_shape,
     pretrain_network,
+    statistics_of,
 )
 from tenfold.tinymim.vit import VisionTransformer
 
@@ -75,6 +78,8 @@ class Reproduce:
     """File of a teacher that the profile does not train: MAE's, TinyMIM's, or model.pt of a run."""
     backbone_weights: Path | None = None
     """File of a network with which segmenters begin."""
+    accumulate: int | None = None
+    """Parts that batches are divided into, one after another, where they do not fit a device."""
     download: bool = False
     """Fetch what is missing and can be fetched."""
     force: bool = False
@@ -96,6 +101,10 @@ class Reproduce:
         if self.methods is not None:
             profile = _with_methods(profile, self.methods)
         self._check_weights(profile)
+        if self.accumulate is not None:
+            if not isinstance(profile, Profile):
+                raise TenfoldError("batches of segmenters are not divided: leave out --accumulate")
+            profile = profile.accumulating(self.accumulate)
         suite = Suite(
             self.profile,
             profile,
@@ -136,6 +145,10 @@ class Reproduce:
             raise TenfoldError(
                 f"this profile's teacher is {', '.join(sorted(outside))}: give --teacher-weights its file"
             )
+        learned = {method.train.teacher for method in profile.finetunings.values()} - {None}
+        if learned and not self.download:
+            names = ", ".join(sorted(map(str, learned)))
+            raise TenfoldError(f"this profile learns the classes of timm's {names}: add --download")
 
 
 def _with_methods(profile: Profile | SegmentationProfile, methods: tuple[str, ...]) -> Profile:
@@ -157,6 +170,8 @@ class Pretrain:
     """A network of MAE or TinyMIM by name, timm/<model>, or the path of model.pt of a run."""
     teacher_weights: Path | None = None
     """Its file, where it goes by a name."""
+    teacher_image_size: int | None = None
+    """Side to which images are resized for a teacher that goes by a name; by default they stay."""
     last_heads: int | None = None
     """Of the student's last block; by default the named network's, else as many as the teacher's target block has."""
     head_policy: HeadPolicy = "student"
@@ -201,11 +216,14 @@ class Pretrain:
             if self._is_path:
                 teacher = load_student_as_teacher(Path(self.teacher), target_block=self.target.target_block)
             elif self.teacher:
+                mean, std = statistics_of(images)
                 teacher = load_teacher(
                     self.teacher,
                     self.teacher_weights,
                     target_block=self.target.target_block,
-                    img_size=self.data.image_size,
+                    img_size=self.teacher_image_size or self.data.image_size,
+                    mean=mean,
+                    std=std,
                     download=self.download,
                 )
             if teacher is not None:
@@ -235,7 +253,7 @@ class Finetune:
     weights: Path | None = None
     """model.pt of a pre-training run, or weights of the authors (with --network.name); by default from scratch."""
     network: NetworkConfig | None = None
-    """The classifier, where it is not the run's network."""
+    """The classifier, where it is not the run's network; vit_tiny_patch16 has three heads, its student six."""
     data: DataConfig = field(default_factory=DataConfig)
     train: FinetuneConfig = field(default_factory=FinetuneConfig)
     seed: int = 0
@@ -270,15 +288,30 @@ class Finetune:
             return 0
         with run:
             images = load_images(self.data, fabric, _data_root(self.data_root), self.download)
-            content = None if self.weights is None else load_checkpoint(self.weights)
-            weights = None if content is None else unwrapped(content)
-            known = stored_shape(content) if content is not None and "shape" in content else None
+            weights, known = None, None
+            if self.weights is not None:
+                content = load_file(self.weights)
+                weights = unwrapped(content)
+                known = stored_shape(content) if "shape" in content else None
+            if self.train.keep_pretrain_heads and known is None:
+                raise TenfoldError(
+                    "heads of pre-training are known of model.pt of a run alone: leave out --train.keep-pretrain-heads"
+                )
             shape = network_shape(self.network, known, self.data.image_size)
-            classes = images.batches(self.train, self.seed).num_classes
+            batches = images.batches(self.train, self.seed)
             heads = None if known is None else known.heads[-1]
-            classifier = make_finetuned_network(shape, self.train, classes, self.seed, weights, heads)
+            classifier = make_finetuned_network(
+                shape, self.train, batches.num_classes, self.seed, weights, heads
+            )
             trained = finetune_network(
-                self.train, classifier, images, self.seed, run, self.accelerator.compile, self.download
+                self.train,
+                classifier,
+                batches,
+                images,
+                self.seed,
+                run,
+                self.accelerator.compile,
+                self.download,
             )
             path = run.save_artifact("model.pt", artifact(trained.network, self.train))
             run.finish(trained.metrics, trained.images_per_second, "images/s")
@@ -289,6 +322,11 @@ class Finetune:
 ClassifierName = Literal[
     "vit_tiny_patch16", "vit_small_patch16", "vit_base_patch16", "vit_large_patch16", "tinymim_star_tiny"
 ]
+NetworkName = (
+    ClassifierName
+    | Literal["tinymim_vit_tiny_patch16", "tinymim_vit_small_patch16", "tinymim_vit_base_patch16"]
+    | Literal["mae_vit_tiny", "mae_vit_small", "mae_vit_base", "mae_vit_large"]
+)
 
 
 @dataclass(frozen=True)
@@ -308,10 +346,15 @@ class Evaluate:
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
 
     def run(self) -> int:
-        network = load_classifier_file(self.checkpoint, self.model)
+        network = load_classifier(self.checkpoint, self.model)
         fabric = launch_fabric(self.accelerator)
         data = DataConfig(self.dataset, network.config.img_size, workers=self.workers)
         images = load_images(data, fabric, _data_root(self.data_root))
+        if images.split is not None and images.split.test.num_classes != network.config.num_classes:
+            raise TenfoldError(
+                f"{self.checkpoint} knows {network.config.num_classes} classes, {self.dataset} has "
+                f"{images.split.test.num_classes}: give --dataset what it was fine-tuned on"
+            )
         found = evaluate_classifier(network.to(fabric.device), images.judging(), fabric)
         if fabric.is_global_zero:
             print(f"top-1 {found['top1']:.3f} %, top-5 {found['top5']:.3f} %")
@@ -332,12 +375,7 @@ class Probe:
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
 
     def run(self) -> int:
-        content = load_checkpoint(self.checkpoint)
-        try:
-            network = VisionTransformer(stored_shape(content))
-            load_official_state_dict(network, content)
-        except TenfoldError as error:
-            raise TenfoldError(f"{self.checkpoint}: {error}") from error
+        network = load_network(self.checkpoint, None)
         fabric = launch_fabric(self.accelerator)
         if self.data.dataset == "imagenet":
             raise TenfoldError(
@@ -367,22 +405,33 @@ class Robustness:
     """Processes that decode image files."""
     batch_size: int = 256
     """Images of a pass."""
+    method: str = "TinyMIM"
+    """What the network is, in the record that is compared with the paper's table."""
+    output: Path = Path("runs")
+    """Directory of all runs."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
 
     def run(self) -> int:
-        network = load_classifier_file(self.checkpoint, self.model)
+        network = load_classifier(self.checkpoint, self.model)
         fabric = launch_fabric(self.accelerator)
-        found = evaluate_robustness(
-            network.to(fabric.device),
-            _data_root(self.data_root),
-            fabric,
-            self.workers,
-            self.sets,
-            self.batch_size,
-        )
+        letter = {192: "T", 384: "S", 768: "B"}.get(network.config.embed_dim, str(network.config.embed_dim))
+        config = {"weights": file_digest(self.checkpoint), "sets": list(self.sets)}
+        name = f"{config['weights'][:8]}-{''.join(self.sets)}"
+        key = RunKey(PAPER, "robustness", name, 0, "imagenet", f"robustness, ViT-{letter}", self.method)
+        run = Run(self.output, key, config, is_writer=fabric.is_global_zero)
+        with run:
+            found = evaluate_robustness(
+                network.to(fabric.device),
+                _data_root(self.data_root),
+                fabric,
+                self.workers,
+                self.sets,
+                self.batch_size,
+            )
+            run.finish(found)
         if fabric.is_global_zero:
-            for name, value in found.items():
-                print(f"{name:36} {value:.2f}")
+            for metric, value in found.items():
+                print(f"{metric:36} {value:.2f}")
         return 0
 
 
@@ -394,13 +443,13 @@ class Export:
     """model.pt of a run, or weights of the authors (with --model)."""
     output: Path
     """File to write."""
-    model: ClassifierName | None = None
+    model: NetworkName | None = None
     """The network that other weights are of."""
     format: Literal["official", "timm"] = "official"
-    """official, or timm, which is checked to give the same outputs."""
+    """official, or timm, whose model is checked to give the same outputs."""
 
     def run(self) -> int:
-        network = load_any(self.checkpoint, self.model)
+        network = load_network(self.checkpoint, self.model)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         if self.format == "official":
             save_atomically(self.output, {"model": trained_weights(network)})
@@ -408,7 +457,9 @@ class Export:
             if len(set(network.config.heads)) > 1:
                 network.with_last_heads(network.config.num_heads)
                 logger.warning("the last block is read with %d heads, as timm's", network.config.num_heads)
-            save_atomically(self.output, dict(timm_model(network).state_dict()))
+            model = timm_model(network).eval()
+            check_same_outputs(network, model)
+            save_atomically(self.output, dict(model.state_dict()))
         logger.info("%s weights in %s", self.format, self.output)
         return 0
 
@@ -437,34 +488,54 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(command.run())
 
 
-def load_any(path: Path, model: str | None) -> VisionTransformer:
-    """A saved network, pre-trained or fine-tuned, at inference; of other weights, the named classifier.
+def load_network(path: Path, model: str | None) -> VisionTransformer:
+    """A saved network, pre-trained or fine-tuned, at inference; of other weights, the named one.
 
     Raises:
         TenfoldError: the file is missing, damaged, or of another network.
     """
-    if model is not None:
-        content = unwrapped(load_checkpoint(path))
-        network = make_classifier(
-            CLASSIFIERS[model], len(content.get("head.bias", [0])), "fc_norm.weight" in content
-        )
-        load_weights(network, path)
-        return network.eval()
-    content = load_checkpoint(path)
-    if "shape" not in content:
+    content = load_file(path)
+    if model is None and "shape" not in content:
         raise TenfoldError(f"{path} is not model.pt of a run; name the network of other weights with --model")
-    network = VisionTransformer(stored_shape(content))
-    load_official_state_dict(network, content)
+    try:
+        if model is None:
+            network = VisionTransformer(stored_shape(content))
+        elif model in CLASSIFIERS:
+            weights = unwrapped(content)
+            if "head.bias" not in weights:
+                raise TenfoldError(f"it knows no classes, so it is no {model}: is it of pre-training?")
+            network = make_classifier(
+                CLASSIFIERS[model], len(weights["head.bias"]), "fc_norm.weight" in weights
+            )
+        else:
+            network = VisionTransformer({**STUDENTS, **TEACHERS}[model])
+        load_official_state_dict(network, content)
+    except TenfoldError as error:
+        raise TenfoldError(f"{path}: {error}") from error
     return network.eval()
 
 
-def load_classifier_file(path: Path, model: str | None) -> VisionTransformer:
+@torch.inference_mode()
+def check_same_outputs(network: VisionTransformer, model: nn.Module) -> None:
+    """Whether timm's model says what ours does.
+
+    Raises:
+        TenfoldError: it does not, and nothing should be written.
+    """
+    size = network.config.img_size
+    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    ours, theirs = network(images), model(images)
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
+        raise TenfoldError("timm's model gives other outputs than this network: nothing was written")
+
+
+def load_classifier(path: Path, model: str | None) -> VisionTransformer:
     """A saved classifier at inference.
 
     Raises:
         TenfoldError: the file is missing, damaged, of another network, or of one that is not fine-tuned.
     """
-    network = load_any(path, model)
+    network = load_network(path, model)
     if network.config.num_classes is None:
         raise TenfoldError(f"{path} is of pre-training and knows no classes: fine-tune it first")
     return network

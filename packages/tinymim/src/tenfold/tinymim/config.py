@@ -24,13 +24,15 @@ class DataConfig:
     crop: CropConfig = field(default_factory=CropConfig)
     """Crops and flips of pre-training, and of fine-tuning from memory."""
     labelled: float = 1.0
-    """Share of the training images whose labels fine-tuning sees; pre-training sees all images without labels."""
+    """Share of the training images whose labels fine-tuning sees, of sets in memory; pre-training sees all images."""
     workers: int = 10
     """Processes that decode image files, for each device."""
 
     def __post_init__(self) -> None:
         if self.image_size < 8:
             raise TenfoldError(f"images are at least 8 pixels a side, not {self.image_size}")
+        if self.dataset == "imagenet" and self.labelled < 1:
+            raise TenfoldError("a share of the labels is for sets in memory: leave out --data.labelled")
         if not 0 < self.labelled <= 1 or self.workers < 0:
             raise TenfoldError(
                 "--data.labelled is a share from above 0 to 1, and --data.workers is not negative"
@@ -63,10 +65,12 @@ class PretrainConfig:
     """Largest change of brightness, contrast and saturation, of the student's view alone."""
     accumulate: int = 1
     """Parts that a batch is divided into, one after another."""
+    probe_every: int = 0
+    """Epochs between two looks at frozen features by k-NN, of sets in memory; 0 is none before the end."""
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size, self.accumulate) < 1:
-            raise TenfoldError("epochs, batch size and parts of a batch are at least 1")
+        if min(self.epochs, self.batch_size, self.accumulate) < 1 or self.probe_every < 0:
+            raise TenfoldError("epochs, batch size and its parts are at least 1, and looks are not negative")
         if not self.base_lr > 0 or min(self.min_lr, self.weight_decay, self.warmup_epochs) < 0:
             raise TenfoldError("the rate is positive; its end, weight decay and warm-up are not negative")
         if not self.warmup_epochs < self.epochs:
@@ -119,17 +123,19 @@ class FinetuneConfig:
     erasing: float = 0.25
     """Probability of random erasing, of image files."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the area of random crops."""
+    """Share of the area of random crops of image files; sets in memory have --data.crop."""
     teacher: str | None = None
     """A classifier of timm whose classes the second head of TinyMIM* learns."""
+    accumulate: int = 1
+    """Parts that a batch is divided into, one after another."""
     evaluate_every: int = 1
     """Epochs between two looks at the test images; the last epoch is always looked at."""
     positions: Literal["learned", "sincos"] = "learned"
     """From scratch: positions begin at random, or as the fixed table. Both are trained."""
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size, self.evaluate_every) < 1:
-            raise TenfoldError("epochs, batch size and looks are at least 1")
+        if min(self.epochs, self.batch_size, self.accumulate, self.evaluate_every) < 1:
+            raise TenfoldError("epochs, batch size, its parts and looks are at least 1")
         if not self.base_lr > 0 or min(self.min_lr, self.weight_decay, self.warmup_epochs) < 0:
             raise TenfoldError("the rate is positive; its end, weight decay and warm-up are not negative")
         if not self.warmup_epochs < self.epochs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -54,7 +55,8 @@ def evaluate_classifier(network: VisionTransformer, batches: Batches, fabric: Fa
         fabric: launched.
 
     Returns:
-        ``top1`` and ``top5`` in per cent, the same in every process. With fewer than five classes top5 counts all.
+        ``top1``, ``top5`` and ``balanced_top1`` (mean over classes) in per cent, the same in every process. With fewer
+        than five classes top5 counts all.
 
     Raises:
         TenfoldError: the network has no classifier, or there are no images.
@@ -62,9 +64,14 @@ def evaluate_classifier(network: VisionTransformer, batches: Batches, fabric: Fa
     classes = network.config.num_classes
     if classes is None:
         raise TenfoldError("this network has no classifier: fine-tune it, or judge its frozen features")
+    kinds: tuple[tuple[str, int, Literal["micro", "macro"]], ...] = (
+        ("top1", 1, "micro"),
+        ("top5", min(5, classes), "micro"),
+        ("balanced_top1", 1, "macro"),
+    )
     accuracies = {
-        name: MulticlassAccuracy(classes, top_k=min(k, classes), average="micro", validate_args=False)
-        for name, k in (("top1", 1), ("top5", 5))
+        name: MulticlassAccuracy(classes, top_k=k, average=average, validate_args=False)
+        for name, k, average in kinds
     }
     for accuracy in accuracies.values():
         accuracy.to(fabric.device)

@@ -42,6 +42,7 @@ from tenfold.tinymim.training import (
     make_finetuned_network,
     network_shape,
     pretrain_network,
+    statistics_of,
 )
 from tenfold.tinymim.vit import QKV, VisionTransformer, ViTConfig
 
@@ -290,11 +291,14 @@ def find_teacher(suite: Suite, job: PretrainJob, settings: Pretraining, images: 
     if before is not None:
         teacher = load_student_as_teacher(suite.run(before).directory / "model.pt", target_block=block)
     else:
+        mean, std = statistics_of(images)
         teacher = load_teacher(
             settings.teacher,
             suite.teacher_weights,
             target_block=block,
-            img_size=images.config.image_size,
+            img_size=settings.teacher_image_size or images.config.image_size,
+            mean=mean,
+            std=std,
             download=suite.download,
         )
     return teacher.to(suite.fabric.device)
@@ -324,6 +328,8 @@ def compare_relations(
 ) -> dict[str, float]:
     """How far the student's relations are from the teacher's on test images, whatever it was trained to imitate."""
     assert images.split is not None
+    if student.config.embed_dim % teacher.heads:
+        return {}  # it can't be read with the teacher's heads
     pixels, _ = next(iter(judging_batches(images.split.test, images.config.image_size, 64)))
     was_training = student.training
     student.eval()
@@ -360,10 +366,10 @@ def run_finetuning(suite: Suite, job: FinetuneJob) -> None:
             weights, shape = unwrapped(content), stored_shape(content)
             heads = shape.heads[-1]
         shape = network_shape(method.network, shape, images.config.image_size)
-        classes = images.batches(recipe, job.seed).num_classes
-        classifier = make_finetuned_network(shape, recipe, classes, job.seed, weights, heads)
+        batches = images.batches(recipe, job.seed)
+        classifier = make_finetuned_network(shape, recipe, batches.num_classes, job.seed, weights, heads)
         trained = finetune_network(
-            recipe, classifier, images, job.seed, run, suite.accelerator.compile, suite.download
+            recipe, classifier, batches, images, job.seed, run, suite.accelerator.compile, suite.download
         )
         run.save_artifact("model.pt", artifact(trained.network, method))
         parameters = sum(value.numel() for value in trained.network.parameters()) / 1e6
@@ -382,7 +388,10 @@ def stored_shape(content: dict[str, Any]) -> ViTConfig:
     shape = content.get("shape")
     if not isinstance(shape, dict):
         raise TenfoldError("this file is not model.pt of a run of this package")
-    return ViTConfig(**{**shape, "drop_path": tuple(shape["drop_path"])})
+    try:
+        return ViTConfig(**{**shape, "drop_path": tuple(shape.get("drop_path", ()))})
+    except TypeError as error:
+        raise TenfoldError(f"its shape is not one of this package: {error}") from error
 
 
 def run_segmentation(suite: Suite, job: SegmentationJob) -> None:

@@ -77,9 +77,15 @@ def finetune(
     Raises:
         TenfoldError: the loss is no number any more, or a batch cannot be divided.
     """
-    if config.batch_size % fabric.world_size:
+    parts = fabric.world_size * config.accumulate
+    if config.batch_size % parts:
         raise TenfoldError(
-            f"a batch of {config.batch_size} cannot be divided among {fabric.world_size} devices: change it"
+            f"a batch of {config.batch_size} cannot be divided into {parts} equal parts: change it"
+        )
+    if (config.mixup or config.cutmix) and (config.batch_size // fabric.world_size) % 2:
+        raise TenfoldError(
+            f"images are mixed in pairs: a batch of {config.batch_size} leaves an odd number on each of "
+            f"{fabric.world_size} devices, change it or leave out mixup and cutmix"
         )
     trainer = Finetuner(
         config, classifier, batches.steps, batches.num_classes, fabric, teacher, compile_network
@@ -196,16 +202,28 @@ class Finetuner:
             images, targets = self.mixup(images.clone(), labels)  # it writes into its images
             smoothing = 0.0
         self.optimizer.zero_grad()
+        parts = self.config.accumulate
+        total = torch.zeros((), device=self.fabric.device)
+        for number, (pixels, wanted) in enumerate(
+            zip(images.chunk(parts), targets.chunk(parts), strict=True)
+        ):
+            with self.fabric.no_backward_sync(self.network, enabled=number < parts - 1):
+                loss = self.loss(pixels, wanted, smoothing) / parts
+                self.fabric.backward(loss)
+            total += loss.detach()
+        self.optimizer.step()
+        return total
+
+    def loss(self, images: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        """Cross-entropy with classes or distributions; of TinyMIM* the mean with DeiT's hard distillation."""
         found = self.network(images)
         logits, second = found if isinstance(found, tuple) else (found, None)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        if second is not None and self.teacher is not None:
-            with self.fabric.autocast(), torch.no_grad():
-                classes = self.teacher(images).argmax(dim=1)
-            loss = (loss + F.cross_entropy(second.float(), classes)) / 2  # DeiT's hard distillation
-        self.fabric.backward(loss)
-        self.optimizer.step()
-        return loss.detach()
+        if second is None or self.teacher is None:
+            return loss
+        with self.fabric.autocast(), torch.no_grad():
+            classes = self.teacher(images).argmax(dim=1)
+        return (loss + F.cross_entropy(second.float(), classes)) / 2
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on."""

@@ -1,6 +1,7 @@
 """Images as files: ImageNet for pre-training, fine-tuning and judging, decoded by other processes.
 
-Every random number of an image depends on seed, epoch and the image alone, whoever decodes it.
+Every random number of a file's crop depends on seed, epoch and the file alone, whoever decodes it; colours are drawn by
+the process that trains on it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.seeding import epoch_order, make_generator, restore_rng_state, rng_state
-from tenfold.tinymim.augmentation import CropConfig, draw_colours, jitter, normalise
+from tenfold.tinymim.augmentation import CropConfig, Normaliser, draw_colours, jitter
 from tenfold.tinymim.config import FinetuneConfig
 
 EPOCH_SEEDS = 1_000_003
@@ -167,18 +168,19 @@ class FileViews:
         self.batches = FileBatches(folder, transform, batch_size, workers, seed, rank, world_size)
         self.steps, self.colours, self.device = self.batches.steps, colours, device
         self.seed, self.rank = seed, rank
+        self.normaliser = Normaliser(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, device)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The teacher's and the student's view, each [B, 3, size, size]."""
         generator = make_generator((self.seed * EPOCH_SEEDS + number) * 4096 + self.rank)
         for images, _ in self.batches.epoch(number):
             pixels = images.to(self.device, non_blocking=True).float() / 255
-            view = normalise(pixels, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+            view = self.normaliser(pixels)
             if not self.colours:
                 yield view, view
                 continue
-            changed = jitter(pixels, draw_colours(len(pixels), self.colours, generator))
-            yield view, normalise(changed, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+            colours = draw_colours(len(pixels), self.colours, generator).to(self.device)
+            yield view, self.normaliser(jitter(pixels, colours))
 
 
 def pretraining_transform(size: int, config: CropConfig) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from torchvision.datasets import CIFAR10
 
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.seeding import epoch_order, make_generator
-from tenfold.tinymim.augmentation import CropConfig, crop, draw_colours, draw_crops, jitter, normalise
+from tenfold.tinymim.augmentation import CropConfig, Normaliser, crop, draw_colours, draw_crops, jitter
 from tenfold.tinymim.config import DataConfig
 from tenfold.tinymim.image_files import EPOCH_SEEDS, TEST_CROP, image_folder, whole_batches
 
@@ -53,10 +54,14 @@ class ImagesInMemory:
         chosen = self.images[index]
         return chosen if chosen.is_floating_point() else chosen.float() / 255
 
+    @cached_property
+    def normaliser(self) -> Normaliser:
+        """On the images' device."""
+        return Normaliser(self.mean, self.std, self.images.device)
+
     def ready(self, pixels: Tensor) -> Tensor:
         """Normalised, with three channels, of which grey images have equal ones."""
-        found = normalise(pixels, self.mean[: pixels.shape[1]], self.std[: pixels.shape[1]])
-        return found.expand(-1, 3, -1, -1)
+        return self.normaliser(pixels).expand(-1, 3, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -195,27 +200,26 @@ class MemoryViews:
     ) -> None:
         self.data, self.size, self.config, self.batch_size = data, size, config, batch_size
         self.colours = colours
-        self.seed, self.share = seed, slice(rank, None, world_size)
+        self.seed, self.rank, self.world_size = seed, rank, world_size
         self.steps = whole_batches(len(data.labels), batch_size)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The teacher's and the student's view, each [B, 3, size, size]; the same tensor where colours stay."""
-        order = epoch_order(len(self.data.labels), self.seed, number).to(self.data.labels.device)
+        device, count = self.data.labels.device, self.steps * self.batch_size
+        order = epoch_order(len(self.data.labels), self.seed, number).to(device)
         generator = make_generator(self.seed * EPOCH_SEEDS + number + 500_000)
-        config = self.config
-        for step in range(self.steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            crops = draw_crops(self.batch_size, config, generator)
-            colours = draw_colours(self.batch_size, self.colours, generator) if self.colours else None
-            crops = type(crops)(*(values[self.share] for values in crops))
-            pixels = crop(self.data.pixels(batch[self.share]), crops, self.size, config.interpolation)
+        crops = draw_crops(count, self.config, generator).to(device)
+        colours = draw_colours(count, self.colours, generator).to(device)
+        for start in range(0, count, self.batch_size):
+            mine = slice(start + self.rank, start + self.batch_size, self.world_size)
+            images = self.data.pixels(order[mine])
+            pixels = crop(images, crops.part(mine), self.size, self.config.interpolation)
             view = self.data.ready(pixels)
-            if colours is None:
+            if not self.colours:
                 yield view, view
             else:
-                mine = type(colours)(*(values[self.share] for values in colours))
                 pixels = pixels.clamp(0, 1)  # bicubic interpolation overshoots
-                yield view, self.data.ready(jitter(pixels.expand(-1, 3, -1, -1), mine))
+                yield view, self.data.ready(jitter(pixels.expand(-1, 3, -1, -1), colours.part(mine)))
 
 
 class MemoryBatches:
@@ -245,20 +249,21 @@ class MemoryBatches:
         world_size: int = 1,
     ) -> None:
         self.data, self.size, self.config, self.batch_size = data, size, config, batch_size
-        self.seed, self.share = seed, slice(rank, None, world_size)
+        self.seed, self.rank, self.world_size = seed, rank, world_size
         self.steps = whole_batches(len(data.labels), batch_size)
         self.num_classes = data.num_classes
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [B, 3, size, size] and labels [B], this process's share."""
-        order = epoch_order(len(self.data.labels), self.seed, number).to(self.data.labels.device)
+        device, count = self.data.labels.device, self.steps * self.batch_size
+        order = epoch_order(len(self.data.labels), self.seed, number).to(device)
         generator = make_generator(self.seed * EPOCH_SEEDS + number + 500_000)
-        for step in range(self.steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size][self.share]
-            crops = draw_crops(self.batch_size, self.config, generator)
-            crops = type(crops)(*(values[self.share] for values in crops))
-            pixels = crop(self.data.pixels(batch), crops, self.size, self.config.interpolation)
-            yield self.data.ready(pixels), self.data.labels[batch]
+        crops = draw_crops(count, self.config, generator).to(device)
+        for start in range(0, count, self.batch_size):
+            mine = slice(start + self.rank, start + self.batch_size, self.world_size)
+            images = self.data.pixels(order[mine])
+            pixels = crop(images, crops.part(mine), self.size, self.config.interpolation)
+            yield self.data.ready(pixels), self.data.labels[order[mine]]
 
 
 def judging_batches(

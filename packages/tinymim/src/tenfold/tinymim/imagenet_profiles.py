@@ -30,8 +30,10 @@ _FINETUNE = {
     "tiny": FinetuneConfig(200, 2048, layer_decay=0.75, drop_path=0.1, mixup=0.2),
 }
 """ViT-B's is the authors'; theirs of S and T are in a supplement that could not be read, so these are our choice."""
-_SCRATCH = FinetuneConfig(300, 1024, layer_decay=1.0, drop_path=0.1)
-"""DeiT's length and regularisation."""
+_SCRATCH = FinetuneConfig(
+    300, 1024, base_lr=2.5e-4, min_lr=1e-5, layer_decay=1.0, drop_path=0.1, global_pool=False
+)
+"""DeiT's, from memory, but its repeated augmentation and changes of colour."""
 _MAE = PretrainConfig(1600, 4096, warmup_epochs=40, drop_path=0.0, jitter=0.0)
 _TEACHERS = {
     "base": "mae_vit_large",
@@ -59,9 +61,14 @@ def _imagenet(
 
 
 def _distilled(
-    size: str, target: TargetConfig = RELATION, epochs: int = 300, teacher: str | None = None
+    size: str,
+    target: TargetConfig = RELATION,
+    epochs: int = 300,
+    teacher: str | None = None,
+    last_heads: int | None = None,
 ) -> Pretraining:
-    return Pretraining(_STUDENTS[size], target, PretrainConfig(epochs), teacher or _TEACHERS[size])
+    teacher = teacher or _TEACHERS[size]
+    return Pretraining(_STUDENTS[size], target, PretrainConfig(epochs), teacher, last_heads)
 
 
 def _mae(size: str) -> Pretraining:
@@ -81,16 +88,13 @@ def imagenet_profiles() -> dict[str, Profile]:
     found["imagenet-chain"] = _imagenet(
         "tiny",
         "ImageNet, the whole chain: MAE-L (--teacher-weights) to TinyMIM-B, S, T; T is fine-tuned",
-        "chain",
+        "ViT-T",
         {
             "TinyMIM-B": _distilled("base"),
             "TinyMIM-S": _distilled("small", teacher="TinyMIM-B"),
             "TinyMIM-T": _distilled("tiny", teacher="TinyMIM-S"),
         },
-        {
-            f"TinyMIM-{letter}": Finetuning(_FINETUNE[size], f"TinyMIM-{letter}", _CLASSIFIERS[size])
-            for size, letter in _SIZES.items()
-        },
+        {"TinyMIM": Finetuning(_FINETUNE["tiny"], "TinyMIM-T", _CLASSIFIERS["tiny"])},
     )
     star = NetworkConfig("tinymim_star_tiny")
     found["imagenet-tiny-star"] = _imagenet(
@@ -130,7 +134,7 @@ def imagenet_ablations() -> dict[str, Profile]:
     """ViT-B, 100 epochs, MAE's ViT-L as teacher."""
 
     def of(title: str, arms: dict[str, Pretraining]) -> Profile:
-        return _imagenet("base", f"ImageNet, ViT-B, 100 epochs: {title}", title, arms)
+        return _imagenet("base", f"ImageNet, ViT-B, 100 epochs: {title}", title.split(" (")[0], arms)
 
     def by_target(targets: dict[str, TargetConfig]) -> dict[str, Pretraining]:
         return {name: _distilled("base", target, 100) for name, target in targets.items()}
@@ -147,7 +151,7 @@ def imagenet_ablations() -> dict[str, Profile]:
     }
     found = {
         "cls": of(
-            "CLS token",
+            "CLS token (and MAE, 1600 epochs)",
             by_target({"CLS": CLS, "CLS, reconstruction": replace(CLS, masked=True, reconstruction=True)})
             | {"MAE": _mae("base")},
         ),
@@ -181,20 +185,22 @@ def imagenet_ablations() -> dict[str, Profile]:
     }
     for name, (size, teacher) in sequence.items():
         slug = name.lower().replace(" ", "-")
+        heads = 16 if teacher == "mae_vit_large" else None  # 12 do not divide its width
         found[f"sequence-{slug}"] = _imagenet(
             size,
             f"ImageNet, ViT-{name} (--teacher-weights), 100 epochs",
             "sequence",
-            {name: _distilled(size, epochs=100, teacher=teacher)},
+            {name: _distilled(size, epochs=100, teacher=teacher, last_heads=heads)},
         )
     return {f"imagenet-ablation-{name}": profile for name, profile in found.items()}
 
 
-def segmentation_profile(size: NetworkName, letter: str) -> SegmentationProfile:
+def segmentation_profile(size: NetworkName, letter: str, finetuned: bool = False) -> SegmentationProfile:
     method = "TinyMIM*" if size == "star" else "TinyMIM"
+    origin = "fine-tuned" if finetuned else "pre-trained"
     return SegmentationProfile(
-        f"ADE20K, UperNet on {method}-{letter} (--backbone-weights): 160,000 updates at 512 pixels",
+        f"ADE20K, UperNet on {origin} {method}-{letter} (--backbone-weights): 160,000 updates at 512 pixels",
         CONFIGS[size],
         method,
-        f"ViT-{letter}",
+        f"ViT-{letter}, fine-tuned on ImageNet before" if finetuned else f"ViT-{letter}",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +64,7 @@ def pretrain(
     run: Run,
     teacher: ReadableTeacher | None = None,
     compile_network: bool = False,
+    probe: Callable[[VisionTransformer], dict[str, float]] | None = None,
 ) -> Pretrained:
     """Train a student.
 
@@ -76,6 +77,7 @@ def pretrain(
         run: entered; goes on from its checkpoint.
         teacher: on Fabric's device; none for masked autoencoding.
         compile_network: with torch.compile.
+        probe: judges the student's frozen features every ``probe_every`` epochs.
 
     Raises:
         TenfoldError: the loss is no number any more, or a batch cannot be divided.
@@ -99,8 +101,14 @@ def pretrain(
         seconds += time.monotonic() - started
         if not math.isfinite(losses["total"]):
             raise TenfoldError(f"the loss is no number any more in epoch {epoch}; lower the learning rate")
+        judged = {}
+        if probe is not None and config.probe_every and (epoch + 1) % config.probe_every == 0:
+            judged = probe(objective.student)
         run.log(
-            epoch, lr=trainer.rate(epoch + 1, -1), **{f"{name}_loss": value for name, value in losses.items()}
+            epoch,
+            **judged,
+            lr=trainer.rate(epoch + 1, -1),
+            **{f"{name}_loss": value for name, value in losses.items()},
         )
         if run.is_checkpoint_due and epoch < config.epochs - 1:
             stored = {"trainer": trainer.state_dict(), "epoch": epoch + 1, "losses": losses}
@@ -182,7 +190,9 @@ class Pretrainer:
         if not self.plain.config.masked:
             return None
         noise = torch.rand(self.config.batch_size, self.patches, generator=generator)
-        share = noise[self.fabric.global_rank :: self.fabric.world_size]
+        share = noise[self.fabric.global_rank :: self.fabric.world_size].contiguous()
+        if self.fabric.device.type == "cuda":
+            share = share.pin_memory()
         return share.to(self.fabric.device, non_blocking=True)
 
     def learn(

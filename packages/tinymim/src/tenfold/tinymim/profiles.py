@@ -143,7 +143,7 @@ def _smoke() -> Profile:
         {
             "relation": Finetuning(recipe, "relation"),
             "sequential": Finetuning(recipe, "sequential"),
-            "supervised": Finetuning(recipe, network=_DIGITS_STUDENT),
+            "supervised": Finetuning(replace(recipe, positions="sincos"), network=_DIGITS_STUDENT),
         },
         "24 px, 100 labels, smoke",
         seeds=(0, 1),
@@ -188,7 +188,8 @@ def _gpu(data: DataConfig, patch: int, epochs: tuple[int, int, int], batch: int,
         crop_scale=data.crop.scale,
     )
     methods = {name: Finetuning(finetune, name) for name in pretrainings if name != "MAE teacher"}
-    scratch = {"supervised": Finetuning(replace(finetune, layer_decay=1.0), network=student)}
+    from_scratch = replace(finetune, layer_decay=1.0, positions="sincos")
+    scratch = {"supervised": Finetuning(from_scratch, network=student)}
     setting = f"{data.image_size} px, {data.labelled:.0%} of labels"
     return Profile(
         description, data, pretrainings, {**methods, **scratch}, setting, seeds=(0,), checkpoint_seconds=60.0
@@ -228,6 +229,9 @@ SEGMENTATION_PROFILES = {
     "ade20k-tiny": segmentation_profile("tiny", "T"),
     "ade20k-small": segmentation_profile("small", "S"),
     "ade20k-base": segmentation_profile("base", "B"),
-    "ade20k-tiny-star": segmentation_profile("star", "T"),
+    "ade20k-tiny-finetuned": segmentation_profile("tiny", "T", finetuned=True),
+    "ade20k-small-finetuned": segmentation_profile("small", "S", finetuned=True),
+    "ade20k-base-finetuned": segmentation_profile("base", "B", finetuned=True),
+    "ade20k-tiny-star": segmentation_profile("star", "T", finetuned=True),
 }
 """Of segmenters, which begin with weights from a file."""

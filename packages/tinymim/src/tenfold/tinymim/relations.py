@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tenfold.shared.logging import TenfoldError
@@ -86,15 +87,20 @@ class _Divergence(torch.autograd.Function):
                 scores, wanted = _scores(a, b), _scores(teacher_x[here], teacher_y[here])
                 loss, gradient = (_kl if softmax else _squared)(scores, wanted)
                 total += loss
-                grad_x[here] = torch.bmm(gradient, b).mul_(scale / count)
-                grad_y[here] = torch.bmm(gradient.transpose(1, 2), a).mul_(scale / count)
+                grad_x[here] = torch.bmm(gradient, b).mul_(scale)
+                grad_y[here] = torch.bmm(gradient.transpose(1, 2), a).mul_(scale)
         ctx.save_for_backward(grad_x, grad_y)
+        ctx.count = count
         return total / count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: Any) -> tuple[Tensor | None, ...]:
         grad_x, grad_y = ctx.saved_tensors
-        return grad_x * outputs[0], grad_y * outputs[0], None, None, None
+        factor = (
+            outputs[0] / ctx.count
+        )  # only now: in fp16 the mean's gradient is 0 before the loss is scaled
+        return grad_x * factor.to(grad_x.dtype), grad_y * factor.to(grad_y.dtype), None, None, None
 
 
 def _kl(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,9 +25,12 @@ class Pretraining:
     """Another network of the profile, or one with weights from a file (a name of ours, or timm/...); none for masked
     autoencoding."""
     last_heads: int | None = None
-    """Of its last block; by default as many as its teacher's target block was trained with."""
+    """Of its last block when it imitates relations; by default as many as its teacher's target block was trained with.
+    For other targets all its blocks have as many."""
     head_policy: HeadPolicy = "student"
     """Whether the teacher's target block is read with the student's heads, or with those that it was trained with."""
+    teacher_image_size: int | None = None
+    """Side to which images are resized for a teacher from a file; by default they stay."""
     once: bool = False
     """With the first seed alone; all seeds share it."""
 
@@ -71,6 +74,20 @@ class Profile:
         """How many teachers of the profile come before a pre-trained network."""
         teacher = self.pretrainings[name].teacher
         return 0 if teacher not in self.pretrainings else 1 + self.depth_of(str(teacher))
+
+    def accumulating(self, parts: int) -> Profile:
+        """The same with every batch divided into parts, one after another."""
+        return replace(
+            self,
+            pretrainings={
+                name: replace(settings, train=replace(settings.train, accumulate=parts))
+                for name, settings in self.pretrainings.items()
+            },
+            finetunings={
+                name: replace(method, train=replace(method.train, accumulate=parts))
+                for name, method in self.finetunings.items()
+            },
+        )
 
     def needed(self, methods: tuple[str, ...]) -> Profile:
         """The same with some of its methods and what they need."""

@@ -38,8 +38,6 @@ class TargetConfig:
     """Where the features' smooth L1 turns from square to line."""
     target_block: int | None = None
     """Block of the teacher, from 1; by default the teacher's own (18 of ViT-L, else the last)."""
-    heads: int | None = None
-    """With which the target block is read, and the student's last block; by default the student's last_heads."""
     masked: bool = False
     """The student sees some patches alone, and targets are of the same tokens."""
     mask_ratio: float = 0.75

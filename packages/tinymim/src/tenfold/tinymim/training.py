@@ -111,19 +111,20 @@ def load_images(config: DataConfig, fabric: Fabric, data_root: Path, download: b
 def make_student(
     settings: Pretraining, image_size: int, seed: int, teacher: AnyTeacher | None
 ) -> VisionTransformer:
-    """The network that learns, with as many heads in its last block as its teacher is read with.
+    """The network that learns; for relations its last block has as many heads as its teacher is read with.
 
     Raises:
         TenfoldError: widths cannot be divided so, or the two see different numbers of patches.
     """
     shape = settings.network.shape(image_size)
-    last_heads = settings.last_heads or shape.last_heads
+    last_heads = None
     if teacher is not None:
         check_grid(teacher, shape.grid)
+    if teacher is not None and settings.target.family == "relation":
         last_heads = plan_heads(
             settings.head_policy,
             trained_heads=teacher.trained_heads,
-            student_last_heads=last_heads,
+            student_last_heads=settings.last_heads or shape.last_heads,
             teacher_width=teacher.attention_width,
             student_width=shape.embed_dim,
         )
@@ -155,14 +156,26 @@ def pretrain_network(
     student = make_student(settings, images.config.image_size, seed, teacher)
     if teacher is not None and recipe.teacher_drop_path:
         let_teacher_drop(teacher, recipe.teacher_drop_path)
-    objective = Objective(
-        student,
-        settings.target,
-        teacher.width if teacher is not None else None,
-        teacher.has_cls if teacher is not None else True,
-    )
+    if teacher is not None and compile_network:
+        for block in teacher.network.blocks[: teacher.target_block - 1]:  # type: ignore[index]
+            block.compile()
+    width = None
+    if teacher is not None:
+        width = teacher.attention_width if settings.target.signal == "qkv" else teacher.width
+    has_cls = True if teacher is None else teacher.has_cls
+    objective = Objective(student, settings.target, width, has_cls)
     views = images.views(recipe.jitter, recipe.batch_size, seed)
-    return pretrain(recipe, objective, views, seed, images.fabric, run, teacher, compile_network)
+    return pretrain(
+        recipe,
+        objective,
+        views,
+        seed,
+        images.fabric,
+        run,
+        teacher,
+        compile_network,
+        lambda network: judge_neighbours(network, images),
+    )
 
 
 def let_teacher_drop(teacher: AnyTeacher, rate: float) -> None:
@@ -181,18 +194,38 @@ def judge_frozen(network: VisionTransformer, images: Images, seed: int) -> dict[
     """k-NN and a linear layer on frozen features of the last block but one; of sets in memory alone."""
     if images.split is None:
         return {}
-    size, fabric = images.config.image_size, images.fabric
-    labelled = judging_batches(images.split.labelled, size, 500, *images.processes)
-    train_x, train_y = features(network, labelled, fabric)
-    test_x, test_y = features(network, images.judging(), fabric)
-    probe = LinearProbeConfig(batch_size=min(256, len(train_x)))
+    frozen = _frozen_features(network, images.split, images)
+    probe = LinearProbeConfig(batch_size=min(256, len(frozen[0])))
     return {
-        "knn_top1": knn_accuracy(train_x, train_y, test_x, test_y, NEIGHBOURS),
-        "probe_top1": linear_probe(train_x, train_y, test_x, test_y, probe, make_generator(seed)),
+        "knn_top1": knn_accuracy(*frozen, NEIGHBOURS),
+        "probe_top1": linear_probe(*frozen, probe, make_generator(seed)),
     }
 
 
+def judge_neighbours(network: VisionTransformer, images: Images) -> dict[str, float]:
+    """k-NN alone, which trains nothing."""
+    if images.split is None:
+        return {}
+    return {"knn_top1": knn_accuracy(*_frozen_features(network, images.split, images), NEIGHBOURS)}
+
+
+def _frozen_features(
+    network: VisionTransformer, split: Split, images: Images
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features and labels of labelled images, and of those that judge."""
+    labelled = judging_batches(split.labelled, images.config.image_size, 500, *images.processes)
+    train, test = (features(network, batches, images.fabric) for batches in (labelled, images.judging()))
+    return *train, *test
+
+
 # -- fine-tuning ---------------------------------------------------------------------------------------
+
+
+def statistics_of(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel with which images are normalised."""
+    if images.split is None:
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return images.split.train.mean, images.split.train.std
 
 
 def make_finetuned_network(
@@ -230,6 +263,7 @@ def make_finetuned_network(
 def finetune_network(
     recipe: FinetuneConfig,
     classifier: VisionTransformer,
+    batches: Batches,
     images: Images,
     seed: int,
     run: Run,
@@ -241,7 +275,8 @@ def finetune_network(
     Args:
         recipe: how.
         classifier: with its first weights.
-        images: of the run.
+        batches: labelled images that train.
+        images: of the run, with those that judge.
         seed: of order, crops, stochastic depth and mixed images.
         run: entered; goes on from its checkpoint.
         compile_network: with torch.compile.
@@ -249,9 +284,8 @@ def finetune_network(
     """
     teacher = None
     if recipe.teacher is not None:
-        teacher = load_classifier(recipe.teacher, classifier.config.num_classes or 0, download)
+        teacher = load_timm_classifier(recipe.teacher, classifier.config.num_classes or 0, download)
         teacher = teacher.to(images.fabric.device)
-    batches = images.batches(recipe, seed)
     return finetune(
         recipe, classifier, batches, images.judging, seed, images.fabric, run, teacher, compile_network
     )
@@ -284,7 +318,7 @@ class NormalisedClassifier(nn.Module):
         return logits
 
 
-def load_classifier(name: str, num_classes: int, download: bool) -> NormalisedClassifier:
+def load_timm_classifier(name: str, num_classes: int, download: bool) -> NormalisedClassifier:
     """A classifier of timm whose classes are learned.
 
     Raises:
@@ -312,5 +346,5 @@ def network_shape(network: NetworkConfig | None, pretrained: ViTConfig | None, i
     if network is not None:
         return network.shape(image_size)
     if pretrained is None:
-        raise TenfoldError("a classifier from scratch needs a network: give --network.name or its shape")
-    return pretrained
+        raise TenfoldError("give --network.name or the shape of a network: the weights do not tell it")
+    return replace(pretrained, img_size=image_size)

@@ -87,6 +87,10 @@ class ViTConfig:
     def __post_init__(self) -> None:
         if min(self.img_size, self.patch_size, self.embed_dim, self.depth, self.num_heads) < 1:
             raise TenfoldError("image, patch, width, depth and heads are at least 1")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise TenfoldError("a classifier has at least 1 class")
+        if int(self.mlp_ratio * self.embed_dim) < 1:
+            raise TenfoldError("the FFN's middle is at least 1 wide: raise mlp_ratio")
         if self.img_size % self.patch_size:
             raise TenfoldError(
                 f"patches of {self.patch_size} pixels do not tile images of {self.img_size}: choose a divisor"
@@ -249,7 +253,8 @@ class VisionTransformer(nn.Module):
         )
         self.conv1x1 = None  # the authors' name of the projection
         if config.projection is not None:
-            self.conv1x1 = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, config.projection), nn.GELU())
+            norm = nn.LayerNorm(dim)  # with PyTorch's own eps, as in the authors' segmentation code
+            self.conv1x1 = nn.Sequential(norm, nn.Linear(dim, config.projection), nn.GELU())
         last = config.projection or dim
         pools = config.num_classes is not None and config.global_pool
         self.norm = None if pools else nn.LayerNorm(last, eps=NORM_EPS)
