@@ -13,7 +13,6 @@ from tenfold.shared.runs import Run, RunKey, save_atomically
 from tenfold.tinymim.experiments import launch_fabric
 from tenfold.tinymim.training import (
     finetune_network,
-    judge_frozen,
     make_finetuned_network,
     pretrain_network,
 )
@@ -37,7 +36,6 @@ def main() -> None:
         with make_run(name) as run:
             trained = pretrain_network(settings, images, 0, run, teacher)
         found[name] = {"weights": trained.network.state_dict(), **trained.losses}
-    found["relation"] |= judge_frozen(trained.network, images, 0)
     recipe = small_finetuning()
     classifier = make_finetuned_network(STUDENT.shape(24), recipe, 10, 0)
     with make_run("classifier") as run:

@@ -17,6 +17,7 @@ from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.comparison import compare, judge, load_reported
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import load_checkpoint, save_atomically
+from tenfold.tinymim.checkpoints import stored_shape
 from tenfold.tinymim.experiments import (
     ComparisonJob,
     FinetuneJob,
@@ -26,7 +27,6 @@ from tenfold.tinymim.experiments import (
     reproduce,
     run_pretraining,
     slug,
-    stored_shape,
 )
 from tenfold.tinymim.profiles import PROFILES, SEGMENTATION_PROFILES
 from tenfold.tinymim.suites import Finetuning, Profile

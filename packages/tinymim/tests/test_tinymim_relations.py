@@ -175,6 +175,14 @@ def test_no_gradient_reaches_the_teacher() -> None:
     assert all(values.grad is not None for values in student)
 
 
+def test_there_is_no_second_derivative() -> None:
+    student = [values.requires_grad_(True) for values in draw(18, 4)]
+    loss = relation_loss(student, draw(19, 4))["total"]
+    gradients = torch.autograd.grad(loss, student, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"does not require grad|once_differentiable"):
+        torch.autograd.grad(sum(values.square().sum() for values in gradients), student)
+
+
 def test_images_and_heads_count_alike() -> None:
     student, teacher = draw(18, 4), draw(19, 4)
     whole = relation_loss(student, teacher)["total"]

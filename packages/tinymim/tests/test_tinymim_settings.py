@@ -31,6 +31,7 @@ SCALED_DOWN = [name for name in PROFILES if name not in IMAGENET]
 PAPER = [
     *(f"imagenet-{size}" for size in SIZES),
     *(f"imagenet-strategies-{size}" for size in SIZES),
+    "imagenet-chain",
     "imagenet-tiny-star",
     *ABLATIONS,
 ]
@@ -53,7 +54,8 @@ def of_profiles(names: list[str]) -> pytest.MarkDecorator:
     ("changes", "sentence"),
     [
         ({"image_size": 4}, "at least 8 pixels a side, not 4"),
-        ({"labelled": 0.0}, "labelled is a share from above 0 to 1"),
+        ({"labelled": 0.5}, "a share of the labels is for sets in memory: leave out --data.labelled"),
+        ({"dataset": "cifar10", "labelled": 0.0}, "labelled is a share from above 0 to 1"),
         ({"labelled": 1.5}, "labelled is a share from above 0 to 1"),
         ({"workers": -1}, "workers is not negative"),
     ],
@@ -68,7 +70,7 @@ def test_impossible_data_is_refused_in_one_sentence(changes: dict[str, Any], sen
     [
         ({"epochs": 0}, "are at least 1"),
         ({"batch_size": 0}, "are at least 1"),
-        ({"accumulate": 0}, "parts of a batch are at least 1"),
+        ({"accumulate": 0}, "its parts are at least 1"),
         ({"base_lr": 0.0}, "the rate is positive"),
         ({"base_lr": float("nan")}, "the rate is positive"),
         ({"min_lr": -1e-6}, "not negative"),
@@ -77,6 +79,7 @@ def test_impossible_data_is_refused_in_one_sentence(changes: dict[str, Any], sen
         ({"epochs": 15}, "a warm-up of 15.0 epochs needs more than 15 epochs in all"),
         ({"jitter": 1.2}, "jitter is from 0 to 1"),
         ({"drop_path": 1.0}, "stochastic depth is from 0 to below 1"),
+        ({"probe_every": -1}, "looks are not negative"),
         ({"teacher_drop_path": -0.1}, "stochastic depth is from 0 to below 1"),
     ],
 )
@@ -89,6 +92,7 @@ def test_an_impossible_pretraining_is_refused_in_one_sentence(changes: dict[str,
     ("changes", "sentence"),
     [
         ({"epochs": 0}, "are at least 1"),
+        ({"accumulate": 0}, "its parts and looks are at least 1"),
         ({"evaluate_every": 0}, "looks are at least 1"),
         ({"base_lr": -1.0}, "the rate is positive"),
         ({"epochs": 5}, "a warm-up of 5.0 epochs needs more than 5 epochs in all"),
@@ -370,8 +374,8 @@ def planned_heads(profile: Profile, name: str) -> int:
     settings = profile.pretrainings[name]
     shape, teacher = settings.network.shape(profile.data.image_size), teacher_shape(profile, settings)
     wanted = settings.last_heads or shape.last_heads
-    if teacher is None:
-        return wanted or shape.num_heads
+    if teacher is None or settings.target.family != "relation":
+        return shape.num_heads
     block = resolve_target(teacher.depth, settings.target.target_block or teacher.target_block)
     return plan_heads(
         settings.head_policy,
@@ -429,7 +433,8 @@ def test_heads_divide_and_target_blocks_exist(profile: Profile) -> None:
         teacher = teacher_shape(profile, settings)
         if teacher is not None:
             assert teacher.grid == settings.network.shape(profile.data.image_size).grid
-            assert teacher.embed_dim % planned_heads(profile, name) == 0
+            if settings.target.family == "relation":  # others leave the teacher's heads as they are
+                assert teacher.embed_dim % planned_heads(profile, name) == 0
 
 
 def test_every_teacher_and_student_of_every_profile_can_be_built() -> None:
@@ -479,6 +484,14 @@ def test_a_profile_reduced_to_one_method_keeps_what_it_needs(profile: Profile) -
             needed.add(waiting)
             waiting = profile.pretrainings[str(waiting)].teacher
         assert set(reduced.pretrainings) == needed
+
+
+def test_a_profile_divides_all_its_batches() -> None:
+    found = PROFILES["imagenet-strategies-base"].accumulating(4)
+    recipes = [settings.train for settings in found.pretrainings.values()]
+    assert {recipe.accumulate for recipe in recipes} == {4}
+    assert {method.train.accumulate for method in found.finetunings.values()} == {4}
+    assert {recipe.batch_size for recipe in recipes} == {4096}
 
 
 @pytest.mark.parametrize("name", [*PROFILES, *SEGMENTATION_PROFILES])

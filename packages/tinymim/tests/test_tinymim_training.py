@@ -382,7 +382,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_result(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "least"), [({}, 35), ({"mixup": 0.2, "cutmix": 1.0}, 18)], ids=["plain", "mixed"]
+    ("recipe", "least"), [({}, 30), ({"mixup": 0.2, "cutmix": 1.0}, 16)], ids=["plain", "mixed"]
 )
 def test_a_network_learns_digits(
     recipe: dict[str, Any], least: float, images: Images, make_finetuning: MakeFinetuning, make_run: MakeRun
@@ -392,13 +392,13 @@ def test_a_network_learns_digits(
     pretrained = VisionTransformer(shape).state_dict()
     assert images.split is not None
     images = replace(images, split=replace(images.split, labelled=images.split.train))
-    config = make_finetuning(epochs=12, batch_size=64, layer_decay=1.0, evaluate_every=4, **recipe)
+    config = make_finetuning(epochs=8, batch_size=64, layer_decay=1.0, evaluate_every=4, **recipe)
     classifier = make_finetuned_network(shape, config, 10, 0, pretrained)
     assert torch.equal(classifier.blocks[1].mlp.fc1.weight, pretrained["blocks.1.mlp.fc1.weight"])
     with make_run("learns") as run:
         trained = tune(config, classifier, images, run)
         losses = [row["loss"] for row in run.history()]
-    assert losses[-1] < losses[0] - 0.15
+    assert losses[-1] < losses[0] - 0.1
     assert trained.metrics["top1"] > least
     assert trained.metrics["best_top1"] >= trained.metrics["top1"]
     assert trained.metrics["top5"] >= trained.metrics["top1"]
@@ -461,8 +461,8 @@ def test_the_second_head_of_tinymim_star_learns_the_classes_of_its_teacher(
     classifier = make_finetuned_network(STAR, config, 10, 0)
     teacher = BrighterHalf()
     trainer = Finetuner(config, classifier, 10, 10, cpu, teacher)
-    pixels, _ = next(judging_batches(images.split.train, 24, 128))  # type: ignore[union-attr]
-    losses = [float(trainer.learn(pixels, torch.zeros(128, dtype=torch.int64), 3e-3)) for _ in range(60)]
+    pixels, _ = next(judging_batches(images.split.train, 24, 96))  # type: ignore[union-attr]
+    losses = [float(trainer.learn(pixels, torch.zeros(96, dtype=torch.int64), 3e-3)) for _ in range(50)]
     assert losses[-1] < 0.5 * losses[0]
     classifier.train()
     with torch.no_grad():
@@ -470,7 +470,7 @@ def test_the_second_head_of_tinymim_star_learns_the_classes_of_its_teacher(
     wanted = teacher(pixels).argmax(dim=1)
     assert wanted.unique().tolist() == [3, 7]
     assert (first.argmax(dim=1) == 0).all()
-    assert (second.argmax(dim=1) == wanted).float().mean() > 0.8
+    assert (second.argmax(dim=1) == wanted).float().mean() > 0.75
 
 
 def test_tinymim_star_begins_with_a_pre_trained_network(make_finetuning: MakeFinetuning) -> None:
@@ -567,7 +567,7 @@ def test_a_teacher_of_another_number_of_patches_is_said(
 
 
 def test_a_classifier_from_scratch_needs_a_shape() -> None:
-    with pytest.raises(TenfoldError, match="from scratch needs a network"):
+    with pytest.raises(TenfoldError, match=r"give --network\.name or the shape of a network"):
         network_shape(None, None, 24)
 
 
@@ -653,8 +653,8 @@ def test_missing_image_files_are_said(
 
 
 def shrunk(shape: ViTConfig) -> ViTConfig:
-    """A sixteenth of the width of a large network: what divides its width among heads divides this one's too."""
-    return replace(shape, embed_dim=shape.embed_dim // 16) if shape.embed_dim >= 192 else shape
+    """An eighth of the width of a large network: what divides its width among heads divides this one's too."""
+    return replace(shape, embed_dim=shape.embed_dim // 8) if shape.embed_dim >= 192 else shape
 
 
 def small_network(network: NetworkConfig, size: int) -> NetworkConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -173,6 +174,16 @@ def test_files_that_hold_no_network_are_said(tmp_path: Path) -> None:
     for name in ("text.pth", "absent.pth"):
         with pytest.raises(TenfoldError, match=name):
             load_weights(model, tmp_path / name)
+
+
+def test_a_file_of_the_authors_holds_their_trainers_state_too(tmp_path: Path) -> None:
+    source, model = pretrained(), VisionTransformer(SHAPE)
+    optimizer = torch.optim.AdamW(source.parameters())
+    state = {"optimizer": optimizer.state_dict(), "scaler": {"scale": 65536.0}, "epoch": 299}
+    arguments = Namespace(lr=2.4e-3, output_dir="somewhere")
+    torch.save({"model": source.state_dict(), **state, "args": arguments}, tmp_path / "TinyMIM-PT-B.pth")
+    load_weights(model, tmp_path / "TinyMIM-PT-B.pth")
+    assert same(model, source)
 
 
 # -- transfer to a classifier ---------------------------------------------------------------------------

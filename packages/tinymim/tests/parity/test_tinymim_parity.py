@@ -223,7 +223,8 @@ def check_segmentation(case: Any, fill: Any) -> None:
         assert constructor.pop(always, True)
     backbone = build_segmentation_backbone(out_blocks=blocks, **constructor).eval()
     backbone.load_state_dict(case.state_dict())
-    index = backbone.blocks[0].attn.relative_position_index
+    index = backbone.relative_position_index
+    check(case, "relative_position_index", index[:40, :40])
     assert list(index.shape) == case["relative_position_index_shape"]
     assert int(index.sum()) == case["relative_position_index_sum"]
     for level, found in enumerate(backbone(image_of(case, fill))):

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tenfold.shared.logging import TenfoldError
+from tenfold.tinymim.teachers import resolve_target
 from tenfold.tinymim.vit import VisionTransformer, ViTConfig
 
 TEACHERS = {
@@ -72,7 +73,7 @@ def build_teacher(
     """
     base = _named(name, TEACHERS)
     if depth is not None and target_block is None:
-        base = replace(base, target_block=None, depth=depth)
+        base = replace(base, target_block=resolve_target(depth), depth=depth)
     config = _changed(
         base,
         img_size=img_size,

@@ -156,6 +156,21 @@ def load_file(path: Path) -> dict[str, Any]:
         return load_checkpoint(path)
 
 
+def stored_shape(content: dict[str, Any]) -> ViTConfig:
+    """Shape of a network in an artifact.
+
+    Raises:
+        TenfoldError: the file is not one of ours.
+    """
+    shape = content.get("shape")
+    if not isinstance(shape, dict):
+        raise TenfoldError("this file is not model.pt of a run of this package")
+    try:
+        return ViTConfig(**{**shape, "drop_path": tuple(shape.get("drop_path", ()))})
+    except TypeError as error:
+        raise TenfoldError(f"its shape is not one of this package: {error}") from error
+
+
 def timm_model(model: VisionTransformer) -> nn.Module:
     """The same network as timm's ``VisionTransformer``, with the same weights and outputs.
 

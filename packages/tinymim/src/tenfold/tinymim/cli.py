@@ -8,18 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
-from torch import nn
 
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
 from tenfold.shared.runs import Run, RunKey, config_hash, plain, save_atomically
-from tenfold.tinymim.architectures import CLASSIFIERS, STUDENTS, TEACHERS, make_classifier
 from tenfold.tinymim.checkpoints import (
     load_file,
-    load_official_state_dict,
+    stored_shape,
     timm_model,
     unwrapped,
 )
@@ -34,8 +31,8 @@ from tenfold.tinymim.experiments import (
     finish_pretraining,
     launch_fabric,
     reproduce,
-    stored_shape,
 )
+from tenfold.tinymim.network_files import check_same_outputs, load_classifier, load_network
 from tenfold.tinymim.pretraining import trained_weights
 from tenfold.tinymim.profiles import PROFILES, SEGMENTATION_PROFILES
 from tenfold.tinymim.robustness import SetName, evaluate_robustness
@@ -52,7 +49,6 @@ from tenfold.tinymim.training import (
     pretrain_network,
     statistics_of,
 )
-from tenfold.tinymim.vit import VisionTransformer
 
 logger = get_logger("tinymim")
 
@@ -486,59 +482,6 @@ def main(arguments: list[str] | None = None) -> None:
         )
         set_quiet(getattr(command, "quiet", False))
         sys.exit(command.run())
-
-
-def load_network(path: Path, model: str | None) -> VisionTransformer:
-    """A saved network, pre-trained or fine-tuned, at inference; of other weights, the named one.
-
-    Raises:
-        TenfoldError: the file is missing, damaged, or of another network.
-    """
-    content = load_file(path)
-    if model is None and "shape" not in content:
-        raise TenfoldError(f"{path} is not model.pt of a run; name the network of other weights with --model")
-    try:
-        if model is None:
-            network = VisionTransformer(stored_shape(content))
-        elif model in CLASSIFIERS:
-            weights = unwrapped(content)
-            if "head.bias" not in weights:
-                raise TenfoldError(f"it knows no classes, so it is no {model}: is it of pre-training?")
-            network = make_classifier(
-                CLASSIFIERS[model], len(weights["head.bias"]), "fc_norm.weight" in weights
-            )
-        else:
-            network = VisionTransformer({**STUDENTS, **TEACHERS}[model])
-        load_official_state_dict(network, content)
-    except TenfoldError as error:
-        raise TenfoldError(f"{path}: {error}") from error
-    return network.eval()
-
-
-@torch.inference_mode()
-def check_same_outputs(network: VisionTransformer, model: nn.Module) -> None:
-    """Whether timm's model says what ours does.
-
-    Raises:
-        TenfoldError: it does not, and nothing should be written.
-    """
-    size = network.config.img_size
-    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    ours, theirs = network(images), model(images)
-    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
-        raise TenfoldError("timm's model gives other outputs than this network: nothing was written")
-
-
-def load_classifier(path: Path, model: str | None) -> VisionTransformer:
-    """A saved classifier at inference.
-
-    Raises:
-        TenfoldError: the file is missing, damaged, of another network, or of one that is not fine-tuned.
-    """
-    network = load_network(path, model)
-    if network.config.num_classes is None:
-        raise TenfoldError(f"{path} is of pre-training and knows no classes: fine-tune it first")
-    return network
 
 
 def _profile(name: str) -> Profile | SegmentationProfile:

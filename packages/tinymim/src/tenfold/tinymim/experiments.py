@@ -20,17 +20,14 @@ from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.logging import TenfoldError, get_logger, progress
 from tenfold.shared.parallel import JobPool, available_cores
 from tenfold.shared.runs import Run, RunKey, load_checkpoint, plain
-from tenfold.tinymim.checkpoints import unwrapped
+from tenfold.tinymim.checkpoints import stored_shape, unwrapped
+from tenfold.tinymim.diagnosis import compare_relations
 from tenfold.tinymim.figures import (
     draw_accuracies,
     draw_curves,
     draw_divergences,
-    draw_head_divergences,
-    draw_relations,
 )
-from tenfold.tinymim.image_sets import judging_batches
 from tenfold.tinymim.pretraining import Pretrained, trained_weights
-from tenfold.tinymim.relations import head_divergences, relation
 from tenfold.tinymim.segmentation_training import train_segmentation, weights_digest
 from tenfold.tinymim.suites import Pretraining, Profile, SegmentationProfile
 from tenfold.tinymim.teacher_files import AnyTeacher, load_student_as_teacher, load_teacher
@@ -44,7 +41,7 @@ from tenfold.tinymim.training import (
     pretrain_network,
     statistics_of,
 )
-from tenfold.tinymim.vit import QKV, VisionTransformer, ViTConfig
+from tenfold.tinymim.vit import VisionTransformer
 
 logger = get_logger("tinymim")
 
@@ -322,35 +319,6 @@ def finish_pretraining(
     run.finish(metrics, trained.images_per_second, "images/s")
 
 
-@torch.inference_mode()
-def compare_relations(
-    run: Run, student: VisionTransformer, teacher: AnyTeacher, images: Images, draws: bool
-) -> dict[str, float]:
-    """How far the student's relations are from the teacher's on test images, whatever it was trained to imitate."""
-    assert images.split is not None
-    if student.config.embed_dim % teacher.heads:
-        return {}  # it can't be read with the teacher's heads
-    pixels, _ = next(iter(judging_batches(images.split.test, images.config.image_size, 64)))
-    was_training = student.training
-    student.eval()
-    wanted, found = teacher.read(pixels, {"qkv"}).qkv, student.target_qkv(pixels, teacher.heads)
-    student.train(was_training)
-    assert wanted is not None
-    if not teacher.has_cls:
-        found = QKV(*(values[:, :, 1:] for values in found))
-    each = {pair: head_divergences(found, wanted, pair) for pair in ("qk", "vv")}
-    if draws:
-        with run.figure("heads.png", "Divergence from the teacher's relations, head by head") as path:
-            draw_head_divergences({pair.upper(): values.tolist() for pair, values in each.items()}, path)
-        with run.figure("relations.png", "Relations of one test image: teacher above, student below") as path:
-            maps = {
-                "Q-K": (relation(wanted.q[0], wanted.k[0]), relation(found.q[0], found.k[0])),
-                "V-V": (relation(wanted.v[0], wanted.v[0]), relation(found.v[0], found.v[0])),
-            }
-            draw_relations(images.split.test.pixels(torch.tensor([0]))[0], maps, path)
-    return {f"kl_{pair}": float(values.mean()) for pair, values in each.items()}
-
-
 # -- fine-tuning ---------------------------------------------------------------------------------------
 
 
@@ -377,21 +345,6 @@ def run_finetuning(suite: Suite, job: FinetuneJob) -> None:
         shown = ", ".join(f"{name} {metrics[name]:.2f}" for name in ("top1", "best_top1"))
         logger.info("%s: %s", run.directory.name, shown)
         run.finish(metrics, trained.images_per_second, "images/s")
-
-
-def stored_shape(content: dict[str, Any]) -> ViTConfig:
-    """Shape of a network in an artifact.
-
-    Raises:
-        TenfoldError: the file is not one of ours.
-    """
-    shape = content.get("shape")
-    if not isinstance(shape, dict):
-        raise TenfoldError("this file is not model.pt of a run of this package")
-    try:
-        return ViTConfig(**{**shape, "drop_path": tuple(shape.get("drop_path", ()))})
-    except TypeError as error:
-        raise TenfoldError(f"its shape is not one of this package: {error}") from error
 
 
 def run_segmentation(suite: Suite, job: SegmentationJob) -> None:

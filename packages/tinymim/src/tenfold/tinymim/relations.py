@@ -38,7 +38,8 @@ def relation(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _scores(x: Tensor, y: Tensor) -> Tensor:
-    return (x.float() * (1 / math.sqrt(x.shape[-1]))) @ y.float().transpose(-1, -2)
+    with torch.autocast(x.device.type, enabled=False):
+        return (x.float() * (1 / math.sqrt(x.shape[-1]))) @ y.float().transpose(-1, -2)
 
 
 def relation_divergence(

@@ -142,6 +142,8 @@ class Objective(nn.Module):
             target: what was read of the teacher.
             noise: [B, patches], uniform; decides which patches are hidden, where some are.
         """
+        if target is None and self.config.family != "none":
+            raise TenfoldError(f"{self.config.family} distillation needs what was read of a teacher")
         mask = None
         if self.config.masked:
             if noise is None:

@@ -222,14 +222,32 @@ class Block(nn.Module):
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
-    def read(self, x: Tensor, wanted: Collection[Signal], heads: int | None = None) -> Readings:
-        """The same, and what happens on the way; queries, keys and values by ``heads`` heads."""
+    def read(
+        self, x: Tensor, wanted: Collection[Signal], heads: int | None = None, runs_on: bool = False
+    ) -> tuple[Tensor, Readings]:
+        """What happens on the way, computed no further than it is wanted.
+
+        Args:
+            x: [B, N, D].
+            wanted: signals; those of other blocks are left to others.
+            heads: of queries, keys and values.
+            runs_on: whether the block's output is needed whatever is wanted.
+
+        Returns:
+            The output, or whatever was computed last where it is not needed; and the signals.
+        """
         normed = self.norm1(x)
-        qkv = self.attn.split(normed, heads) if "qkv" in wanted else None
-        attention = self.attn(normed)
-        middle = x + self.drop_path(attention)
-        ffn = self.mlp(self.norm2(middle))
-        return Readings(qkv, attention, middle, ffn, middle + self.drop_path(ffn))
+        found: dict[str, Any] = {}
+        if "qkv" in wanted:
+            found["qkv"] = self.attn.split(normed, heads)
+        later = {"attention", "attention_residual", "ffn", "ffn_residual"}.intersection(wanted)
+        if later or runs_on:
+            found["attention"] = self.attn(normed)
+            x = found["attention_residual"] = x + self.drop_path(found["attention"])
+        if later & {"ffn", "ffn_residual"} or runs_on:
+            found["ffn"] = self.mlp(self.norm2(x))
+            x = found["ffn_residual"] = x + self.drop_path(found["ffn"])
+        return x, Readings(**{name: value for name, value in found.items() if name in wanted})
 
 
 class VisionTransformer(nn.Module):
@@ -369,16 +387,13 @@ class VisionTransformer(nn.Module):
         runs_on = not AT_THE_END.isdisjoint(wanted)
         for block in self.blocks[: target - 1]:
             x = block(x)
-        block = self.blocks[target - 1]
-        if wanted == {"qkv"}:
-            return Readings(block.attn.split(block.norm1(x), heads))  # type: ignore[operator]
-        found = block.read(x, wanted, heads)  # type: ignore[operator]
+        x, found = self.blocks[target - 1].read(x, wanted, heads, runs_on)  # type: ignore[operator]
         if runs_on:
-            x = found.ffn_residual
             for block in self.blocks[target:]:
                 x = block(x)
+            output = x if "output" in wanted else None
             encoded = self.norm(x) if "encoded" in wanted else None  # type: ignore[misc]
-            found = found._replace(output=x, encoded=encoded)
+            found = found._replace(output=output, encoded=encoded)
         return found  # type: ignore[no-any-return]
 
     def target_qkv(self, images: Tensor, heads: int | None = None) -> QKV:
