@@ -89,9 +89,12 @@ def draw_crops(count: int, config: CropConfig, generator: torch.Generator) -> Cr
     ratio = torch.empty(ATTEMPTS, count).uniform_(low, high, generator=generator).exp()
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     fits = (width <= 1) & (height <= 1)
-    first = fits.int().argmax(dim=0)[None]
-    width, height = (torch.where(fits.any(dim=0), side.gather(0, first)[0], 1.0) for side in (width, height))
+    found, first = fits.any(dim=0), fits.int().argmax(dim=0)[None]
+    widest, highest = min(1.0, config.ratio[1]), min(1.0, 1 / config.ratio[0])
+    width = torch.where(found, width.gather(0, first)[0], widest)
+    height = torch.where(found, height.gather(0, first)[0], highest)
     left, top, coin = torch.rand(3, count, generator=generator)
+    left, top = (torch.where(found, place, 0.5) for place in (left, top))
     flips = (coin < 0.5).float() * config.flip
     return Crops(left * (1 - width), top * (1 - height), width, height, flips)
 

@@ -1,7 +1,7 @@
 """Images as files: ImageNet for pre-training, fine-tuning and judging, decoded by other processes.
 
-Every random number of a file's crop depends on seed, epoch and the file alone, whoever decodes it; colours are drawn by
-the process that trains on it.
+Every random number of an image depends on seed and epoch, and on the file or its place in the epoch, whoever decodes it
+and in however many processes.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class FileBatches:
             pin_memory=torch.cuda.is_available(),
             drop_last=True,
             persistent_workers=workers > 0,
+            generator=make_generator(seed),
         )
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -167,20 +168,21 @@ class FileViews:
         transform = pretraining_transform(size, config)
         self.batches = FileBatches(folder, transform, batch_size, workers, seed, rank, world_size)
         self.steps, self.colours, self.device = self.batches.steps, colours, device
-        self.seed, self.rank = seed, rank
+        self.seed, self.batch_size = seed, batch_size
+        self.share = slice(rank, None, world_size)
         self.normaliser = Normaliser(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, device)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The teacher's and the student's view, each [B, 3, size, size]."""
-        generator = make_generator((self.seed * EPOCH_SEEDS + number) * 4096 + self.rank)
+        generator = make_generator(self.seed * EPOCH_SEEDS + number + 500_000)
         for images, _ in self.batches.epoch(number):
             pixels = images.to(self.device, non_blocking=True).float() / 255
             view = self.normaliser(pixels)
             if not self.colours:
                 yield view, view
                 continue
-            colours = draw_colours(len(pixels), self.colours, generator).to(self.device)
-            yield view, self.normaliser(jitter(pixels, colours))
+            colours = draw_colours(self.batch_size, self.colours, generator).part(self.share)
+            yield view, self.normaliser(jitter(pixels, colours.to(self.device)))
 
 
 def pretraining_transform(size: int, config: CropConfig) -> Any:

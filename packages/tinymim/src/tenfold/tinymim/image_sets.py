@@ -115,10 +115,10 @@ def _digits(config: DataConfig) -> Split:
 
 def _clothing(config: DataConfig, folder: Path) -> Split:
     """Its training images; validation and test images together judge. Of each, the square at the centre."""
-    parts = [_read_folder(folder / name) for name in ("train", "validation", "test")]
-    if len({part.num_classes for part in parts}) > 1:
+    folders = [folder / name for name in ("train", "validation", "test")]
+    if len({tuple(image_folder(part, _square, "clothing128").classes) for part in folders}) > 1:
         raise TenfoldError(f"the folders in {folder} do not have the same classes: unpack clothing128 again")
-    train, *others = parts
+    train, *others = map(_read_folder, folders)
     mean = tuple((train.images.double().mean(dim=(0, 2, 3)) / 255).tolist())
     std = tuple((train.images.double().std(dim=(0, 2, 3)) / 255).tolist())
     train = replace(train, mean=mean, std=std)
