@@ -382,10 +382,17 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_result(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "least"), [({}, 30), ({"mixup": 0.2, "cutmix": 1.0}, 16)], ids=["plain", "mixed"]
+    ("recipe", "fall", "least"),
+    [({}, 0.15, 30), ({"mixup": 0.2, "cutmix": 1.0}, 0.05, 16)],
+    ids=["plain", "mixed"],
 )
 def test_a_network_learns_digits(
-    recipe: dict[str, Any], least: float, images: Images, make_finetuning: MakeFinetuning, make_run: MakeRun
+    recipe: dict[str, Any],
+    fall: float,
+    least: float,
+    images: Images,
+    make_finetuning: MakeFinetuning,
+    make_run: MakeRun,
 ) -> None:
     shape = ViTConfig(24, 6, 32, 3, 4)
     torch.manual_seed(0)
@@ -398,7 +405,7 @@ def test_a_network_learns_digits(
     with make_run("learns") as run:
         trained = tune(config, classifier, images, run)
         losses = [row["loss"] for row in run.history()]
-    assert losses[-1] < losses[0] - 0.1
+    assert losses[-1] < losses[0] - fall
     assert trained.metrics["top1"] > least
     assert trained.metrics["best_top1"] >= trained.metrics["top1"]
     assert trained.metrics["top5"] >= trained.metrics["top1"]
@@ -817,7 +824,9 @@ def test_a_student_learns_on_a_gpu(
         assert compare_relations(run, trained.network, teacher, images, False)["kl_qk"] > 0
     assert losses[-1] < 0.93 * losses[0]
     assert judge_frozen(trained.network, images, 0)["knn_top1"] > 15
-    config = make_finetuning(epochs=20, base_lr=2.4e-2, layer_decay=1.0, mixup=0.2)
+    assert images.split is not None
+    images = replace(images, split=replace(images.split, labelled=images.split.train))
+    config = make_finetuning(epochs=3, batch_size=64, layer_decay=1.0)
     weights = {name: value.cpu() for name, value in trained.network.state_dict().items()}
     classifier = make_finetuned_network(ViTConfig(24, 6, 32, 3, 4), config, 10, 0, weights, 8)
     with make_run("classifier") as run:

@@ -52,6 +52,9 @@ from tenfold.tinymim.training import (
 
 logger = get_logger("tinymim")
 
+OF_THE_WEIGHTS = "pretrained"
+"""In place of a network's name."""
+
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
 Accelerator = Annotated[AcceleratorConfig, tyro.conf.arg(name="")]  # --device, not --accelerator.device
 
@@ -248,8 +251,8 @@ class Finetune:
 
     weights: Path | None = None
     """model.pt of a pre-training run, or weights of the authors (with --network.name); by default from scratch."""
-    network: NetworkConfig | None = None
-    """The classifier, where it is not the run's network; vit_tiny_patch16 has three heads, its student six."""
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(OF_THE_WEIGHTS))
+    """The classifier; vit_tiny_patch16 has three heads, its student six."""
     data: DataConfig = field(default_factory=DataConfig)
     train: FinetuneConfig = field(default_factory=FinetuneConfig)
     seed: int = 0
@@ -268,10 +271,11 @@ class Finetune:
 
     def run(self) -> int:
         fabric = launch_fabric(self.accelerator)
+        network = self.chosen_network
         origin = "from scratch" if self.weights is None else file_digest(self.weights)
         record: dict[str, Any] = {
             "data": plain(self.data),
-            "network": None if self.network is None else plain(self.network),
+            "network": None if network is None else plain(network),
             "train": plain(self.train),
             "origin": origin,
             "seed": self.seed,
@@ -293,7 +297,7 @@ class Finetune:
                 raise TenfoldError(
                     "heads of pre-training are known of model.pt of a run alone: leave out --train.keep-pretrain-heads"
                 )
-            shape = network_shape(self.network, known, self.data.image_size)
+            shape = network_shape(network, known, self.data.image_size)
             batches = images.batches(self.train, self.seed)
             heads = None if known is None else known.heads[-1]
             classifier = make_finetuned_network(
@@ -313,6 +317,14 @@ class Finetune:
             run.finish(trained.metrics, trained.images_per_second, "images/s")
         logger.info("top-1 %.2f %%, network in %s", trained.metrics["top1"], path)
         return 0
+
+    @property
+    def chosen_network(self) -> NetworkConfig | None:
+        """None is the network of the weights; a shape that was given counts without a name."""
+        if self.network.name != OF_THE_WEIGHTS:
+            return self.network
+        shape = replace(self.network, name="")
+        return None if shape == NetworkConfig() else shape
 
 
 ClassifierName = Literal[
@@ -346,10 +358,10 @@ class Evaluate:
         fabric = launch_fabric(self.accelerator)
         data = DataConfig(self.dataset, network.config.img_size, workers=self.workers)
         images = load_images(data, fabric, _data_root(self.data_root))
-        if images.split is not None and images.split.test.num_classes != network.config.num_classes:
+        if images.num_classes != network.config.num_classes:
             raise TenfoldError(
                 f"{self.checkpoint} knows {network.config.num_classes} classes, {self.dataset} has "
-                f"{images.split.test.num_classes}: give --dataset what it was fine-tuned on"
+                f"{images.num_classes}: give --dataset what it was fine-tuned on"
             )
         found = evaluate_classifier(network.to(fabric.device), images.judging(), fabric)
         if fabric.is_global_zero:

@@ -44,7 +44,7 @@ def _digits_recipe(epochs: int, batch_size: int, lr: float, drop_path: float = 0
 
 def _digits_teacher(epochs: int = 50) -> Pretraining:
     recipe = _digits_recipe(epochs, 128, 1.5e-3, drop_path=0.0)
-    return Pretraining(_DIGITS_TEACHER, masked_autoencoding(DecoderConfig(64, 1, 4)), recipe)
+    return Pretraining(_DIGITS_TEACHER, masked_autoencoding(DecoderConfig(64, 1, 4)), recipe, once=True)
 
 
 def _digits_student(
@@ -53,7 +53,7 @@ def _digits_student(
     return Pretraining(_DIGITS_STUDENT, target, _digits_recipe(epochs, 64, 2e-3), teacher, last_heads=8)
 
 
-def _digits_finetuning(epochs: int = 600) -> FinetuneConfig:
+def _digits_finetuning(epochs: int = 400) -> FinetuneConfig:
     return FinetuneConfig(
         epochs=epochs,
         batch_size=64,
@@ -66,7 +66,7 @@ def _digits_finetuning(epochs: int = 600) -> FinetuneConfig:
         cutmix=0.0,
         randaugment="",
         erasing=0.0,
-        evaluate_every=max(1, epochs // 6),
+        evaluate_every=max(1, epochs // 4),
     )
 
 

@@ -22,7 +22,14 @@ from tenfold.tinymim.checkpoints import transfer_pretrained
 from tenfold.tinymim.config import DataConfig, FinetuneConfig, NetworkConfig
 from tenfold.tinymim.finetuning import Batches, Finetuned, finetune
 from tenfold.tinymim.frozen import LinearProbeConfig, features, knn_accuracy, linear_probe
-from tenfold.tinymim.image_files import FileBatches, FileViews, finetuning_transform, judging_loader
+from tenfold.tinymim.image_files import (
+    FileBatches,
+    FileViews,
+    finetuning_transform,
+    image_folder,
+    judging_loader,
+    testing_transform,
+)
 from tenfold.tinymim.image_sets import MemoryBatches, MemoryViews, Split, judging_batches, load_in_memory
 from tenfold.tinymim.positions import sincos_pos_embed
 from tenfold.tinymim.pretraining import Pretrained, Views, pretrain
@@ -49,6 +56,13 @@ class Images:
     def processes(self) -> tuple[int, int]:
         """Rank of this one, and how many there are."""
         return self.fabric.global_rank, self.fabric.world_size
+
+    @property
+    def num_classes(self) -> int:
+        """Of the images that judge."""
+        if self.split is not None:
+            return self.split.test.num_classes
+        return len(image_folder(self.folder / "val", testing_transform(self.config.image_size)).classes)
 
     def views(self, colours: float, batch_size: int, seed: int) -> Views:
         """Batches of pre-training."""
@@ -165,7 +179,7 @@ def pretrain_network(
     has_cls = True if teacher is None else teacher.has_cls
     objective = Objective(student, settings.target, width, has_cls)
     views = images.views(recipe.jitter, recipe.batch_size, seed)
-    return pretrain(
+    trained = pretrain(
         recipe,
         objective,
         views,
@@ -176,6 +190,9 @@ def pretrain_network(
         compile_network,
         lambda network: judge_neighbours(network, images),
     )
+    if teacher is not None:
+        teacher.train(False)  # without the stochastic depth that it may have had
+    return trained
 
 
 def let_teacher_drop(teacher: AnyTeacher, rate: float) -> None:
