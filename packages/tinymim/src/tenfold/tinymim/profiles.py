@@ -42,22 +42,22 @@ def _digits_recipe(epochs: int, batch_size: int, lr: float, drop_path: float = 0
     )
 
 
-def _digits_teacher(epochs: int = 50) -> Pretraining:
+def _digits_teacher(epochs: int = 45) -> Pretraining:
     recipe = _digits_recipe(epochs, 128, 1.5e-3, drop_path=0.0)
     return Pretraining(_DIGITS_TEACHER, masked_autoencoding(DecoderConfig(64, 1, 4)), recipe, once=True)
 
 
 def _digits_student(
-    target: TargetConfig, teacher: str | None = "MAE teacher", epochs: int = 20
+    target: TargetConfig, teacher: str | None = "MAE teacher", epochs: int = 19
 ) -> Pretraining:
     return Pretraining(_DIGITS_STUDENT, target, _digits_recipe(epochs, 64, 2e-3), teacher, last_heads=8)
 
 
-def _digits_finetuning(epochs: int = 400) -> FinetuneConfig:
+def _digits_finetuning(epochs: int = 180) -> FinetuneConfig:
     return FinetuneConfig(
         epochs=epochs,
-        batch_size=64,
-        base_lr=4e-3 * 256 / 64,
+        batch_size=50,
+        base_lr=4e-3 * 256 / 50,
         min_lr=0.0,
         warmup_epochs=epochs / 10,
         layer_decay=1.0,
