@@ -6,6 +6,7 @@ one of these. An :class:`Objective` holds the student and whatever learns beside
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from tenfold.shared.logging import TenfoldError
 from tenfold.tinymim.mae import DecoderConfig, MAEDecoder, Mask, random_mask, reconstruction_loss
 from tenfold.tinymim.relations import Pair, relation_loss
-from tenfold.tinymim.vit import NORM_EPS, QKV, Readings, Signal, VisionTransformer
+from tenfold.tinymim.vit import NORM_EPS, QKV, Readings, Signal, VisionTransformer, check_heads
 
 Family = Literal["relation", "feature", "cls", "none"]
 Feature = Literal["output", "ffn", "ffn_residual", "attention", "attention_residual", "qkv"]
@@ -149,43 +150,67 @@ class Objective(nn.Module):
             if noise is None:
                 raise TenfoldError("a masked student needs noise that decides which patches are hidden")
             mask = random_mask(noise, self.config.mask_ratio)
-        heads = target.qkv.q.shape[1] if target is not None and target.qkv is not None else None
-        found = self.student.read(images, self.wanted, None if mask is None else mask.keep, heads)
+        heads = None
+        if self.config.family == "relation" and target is not None and target.qkv is not None:
+            heads = target.qkv.q.shape[1]
+            check_heads(self.student.config.embed_dim, heads)
+        readings = self.student.read(images, self.wanted, None if mask is None else mask.keep, heads)
         losses: dict[str, Tensor] = {}
         if target is not None:
-            losses |= self._imitation(found, target, mask)
+            losses |= self._imitation(readings, target, mask)
         if self.decoder is not None:
-            assert found.encoded is not None and mask is not None
-            pixels = self.decoder(found.encoded, mask.restore)
+            assert readings.encoded is not None and mask is not None
+            pixels = self.decoder(readings.encoded, mask.restore)
             losses["reconstruction"] = reconstruction_loss(
                 pixels, images, mask, self.student.config.patch_size
             )
         return {**losses, "total": torch.stack(list(losses.values())).sum()}
 
-    def _imitation(self, found: Readings, target: Readings, mask: Mask | None) -> dict[str, Tensor]:
-        config, first = self.config, 0 if self.has_cls else 1
-        if config.signal == "qkv":
-            assert found.qkv is not None and target.qkv is not None
-            mine = QKV(*(values[:, :, first:] for values in found.qkv))
-            wanted = QKV(*(_visible(values, mask, self.has_cls, 2) for values in target.qkv))
-            if config.family == "relation":
-                losses = relation_loss(mine, wanted, config.pairs, config.softmax)
-                losses.pop("total")
-                return losses
-            pairs = list(zip(mine.features, wanted.features, strict=True))
+    def _imitation(self, student: Readings, teacher: Readings, mask: Mask | None) -> dict[str, Tensor]:
+        match self.config.family:
+            case "relation":
+                return self._relations(student, teacher, mask)
+            case "cls":
+                return self._cls(student, teacher)
+            case _:
+                return {"feature": self._features(student, teacher, mask)}
+
+    def _relations(self, student: Readings, teacher: Readings, mask: Mask | None) -> dict[str, Tensor]:
+        student_qkv, teacher_qkv = self._matching_qkv(student, teacher, mask)
+        losses = relation_loss(student_qkv, teacher_qkv, self.config.pairs, self.config.softmax)
+        return {pair: losses[pair] for pair in self.config.pairs}
+
+    def _cls(self, student: Readings, teacher: Readings) -> dict[str, Tensor]:
+        assert student.output is not None and teacher.output is not None
+        (projection,) = self.projections
+        return {"cls": cls_loss(projection(student.output[:, 0]), teacher.output[:, 0])}
+
+    def _features(self, student: Readings, teacher: Readings, mask: Mask | None) -> Tensor:
+        student_features: Sequence[Tensor]
+        teacher_features: Sequence[Tensor]
+        if self.config.feature == "qkv":
+            student_qkv, teacher_qkv = self._matching_qkv(student, teacher, mask)
+            student_features, teacher_features = student_qkv.features, teacher_qkv.features
         else:
-            mine_one, wanted_one = (
-                getattr(readings, config.signal or "output") for readings in (found, target)
+            feature, target = (getattr(readings, self.config.feature) for readings in (student, teacher))
+            student_features = [feature if self.has_cls else feature[:, 1:]]
+            teacher_features = [_visible(target, mask, self.has_cls, dim=1)]
+        losses = [
+            feature_loss(projection(feature), target, self.config.beta)
+            for projection, feature, target in zip(
+                self.projections, student_features, teacher_features, strict=True
             )
-            pairs = [(mine_one[:, first:], _visible(wanted_one, mask, self.has_cls, 1))]
-        if config.family == "cls":
-            (projection,) = self.projections
-            return {"cls": cls_loss(projection(pairs[0][0][:, 0]), pairs[0][1][:, 0])}
-        losses_of = [
-            feature_loss(projection(mine_one), wanted_one, config.beta)
-            for projection, (mine_one, wanted_one) in zip(self.projections, pairs, strict=True)
         ]
-        return {"feature": torch.stack(losses_of).mean()}
+        return torch.stack(losses).mean()
+
+    def _matching_qkv(self, student: Readings, teacher: Readings, mask: Mask | None) -> tuple[QKV, QKV]:
+        """Queries, keys and values of the tokens that both have."""
+        assert student.qkv is not None and teacher.qkv is not None
+        first = 0 if self.has_cls else 1
+        return (
+            QKV(*(values[:, :, first:] for values in student.qkv)),
+            QKV(*(_visible(values, mask, self.has_cls, dim=2) for values in teacher.qkv)),
+        )
 
 
 def _visible(values: Tensor, mask: Mask | None, has_cls: bool, dim: int) -> Tensor:
