@@ -364,3 +364,19 @@ def test_signals_of_families() -> None:
     found = [config.signal for config in FAMILIES]
     assert found == ["qkv", "qkv", "qkv", "output", *FEATURES]
     assert masked_autoencoding(DECODER).signal is None
+
+
+def test_the_step_of_relations_compiles_into_one_graph_with_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    shape = {"img_size": 32, "patch_size": 8, "depth": 2}
+    student = build_student(embed_dim=24, num_heads=2, last_heads=4, drop_path=0.0, **shape)
+    teacher = build_teacher(embed_dim=32, num_heads=4, **shape)
+    images, noise = torch.randn(4, 3, 32, 32), torch.rand(4, 16)
+    objective = Objective(student, TargetConfig(masked=True), 32)
+    learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    target = teacher.read(images, {"qkv"})
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
+    losses = [step(images, target, noise)["total"] for step in (objective, compiled)]
+    torch.testing.assert_close(*losses)
+    for eager, found in zip(*(torch.autograd.grad(loss, learned) for loss in losses), strict=True):
+        torch.testing.assert_close(eager, found)
