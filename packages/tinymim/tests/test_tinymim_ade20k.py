@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import colorsys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -499,7 +500,8 @@ def test_training_begins_with_pretrained_weights_and_its_end_can_be_read(
     tmp_path: Path, data_folder: Path, cpu: Fabric, make_run: Callable[..., Run]
 ) -> None:
     weights = build_classifier("vit_tiny_patch16", num_classes=4, img_size=48).state_dict()
-    torch.save({"model": weights}, tmp_path / "weights.pt")
+    trained = {"model": weights, "args": argparse.Namespace(lr=1e-3)}  # as the authors' files are
+    torch.save(trained, tmp_path / "weights.pt")
     recipe = replace(TINY.recipe, iterations=1, lr=1e-12)  # so small that weights stay
     config = replace(TINY, recipe=recipe, backbone_digest=weights_digest(tmp_path / "weights.pt"))
     run = make_run("pretrained", config)

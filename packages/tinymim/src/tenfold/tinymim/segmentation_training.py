@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from tenfold.shared.accelerator import channels_last
 from tenfold.shared.logging import TenfoldError
-from tenfold.shared.runs import Run, load_checkpoint
+from tenfold.shared.runs import Run
 from tenfold.shared.seeding import make_generator, seed_everything, seed_worker
 from tenfold.tinymim.ade20k import (
     ADE20K,
@@ -29,6 +29,7 @@ from tenfold.tinymim.ade20k import (
     ValidationSamples,
     segmentation_metrics,
 )
+from tenfold.tinymim.checkpoints import load_file
 from tenfold.tinymim.optim import layer_of, optimizer_groups
 from tenfold.tinymim.segmentation_backbone import build_segmentation_backbone, load_pretrained
 from tenfold.tinymim.upernet import (
@@ -230,8 +231,9 @@ def build_segmenter(config: SegmentationConfig, backbone_weights: Path | None = 
     is_star = config.name == "star"
     backbone = build_segmentation_backbone(size, width, 12, heads, is_star, drop_path_rate=recipe.drop_path)
     if backbone_weights is not None:
+        content = load_file(backbone_weights)
         try:
-            load_pretrained(backbone, load_checkpoint(backbone_weights))
+            load_pretrained(backbone, content)
         except TenfoldError as error:
             raise TenfoldError(f"{backbone_weights}: {error}") from error
     return Segmenter(
