@@ -199,7 +199,13 @@ class Pretrain:
             )
         fabric = launch_fabric(self.accelerator)
         settings = Pretraining(
-            self.network, self.target, self.train, self.teacher or None, self.last_heads, self.head_policy
+            self.network,
+            self.target,
+            self.train,
+            self.teacher or None,
+            self.last_heads,
+            self.head_policy,
+            self.teacher_image_size,
         )
         record = {**plain(settings), "data": plain(self.data), "seed": self.seed}
         record["teacher"] = self._teacher_identity()
