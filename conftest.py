@@ -50,7 +50,11 @@ class ParityCase:
 
     def state_dict(self, field: str = "state_dict") -> dict[str, Tensor]:
         """The weights, regenerated from their keys and shapes."""
-        weights: dict[str, Tensor] = parity_fill.fill_state_dict(self[field])
+        return self.weights_of(self[field])
+
+    def weights_of(self, shapes: dict[str, Any]) -> dict[str, Tensor]:
+        """Weights that the case names by key, shape and type alone."""
+        weights: dict[str, Tensor] = parity_fill.fill_state_dict(shapes)
         return weights
 
     def check(self, name: str, actual: Any, rtol: float | None = None, atol: float | None = None) -> None:
