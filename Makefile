@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # uv from the PATH, else the copy that `make setup` puts into .tools.
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
 RUN := $(UV) run --no-sync
-BUILT := gfkd reliant coca pmt-iqa drum-gpt emo doorping tinymim
+BUILT := gfkd reliant coca pmt-iqa drum-gpt emo doorping tinymim reft
 
 PROFILE ?= quick
 SEEDS ?=

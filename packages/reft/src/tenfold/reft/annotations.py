@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as rle_masks
 from pycocotools.coco import COCO
 from torch import Tensor
@@ -74,15 +74,20 @@ def indexed(content: dict[str, Any]) -> COCO:
     return coco
 
 
-def read_image(path: Path) -> Tensor:
-    """An image as uint8 [3, H, W], RGB, as it is stored (without regard to EXIF, as COCO is annotated).
+def read_image(path: Path, upright: bool = False) -> Tensor:
+    """An image as uint8 [3, H, W], RGB.
+
+    Args:
+        path: of the image.
+        upright: turn it as its camera held it; by default it stays as it is stored, which is how COCO is annotated.
 
     Raises:
         TenfoldError: it is missing or damaged.
     """
     try:
         with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
+            turned = ImageOps.exif_transpose(image) if upright else image
+            pixels = np.array(turned.convert("RGB"))
     except FileNotFoundError as error:
         raise TenfoldError(f"there is no image {path}; check the folder of images") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -174,7 +179,7 @@ def _checked_segmentation(segmentation: Any, number: int, size: tuple[int, int])
         raise ValueError(f"the segmentation of annotation {number} is neither polygons nor run lengths")
     try:
         is_finite = math.isfinite(sum(map(sum, segmentation)))
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"a coordinate of annotation {number} is no number") from error
     if any(len(polygon) % 2 for polygon in segmentation) or not is_finite:
         raise ValueError(
@@ -197,11 +202,26 @@ def _check_run_lengths(lengths: dict[str, Any], number: int, size: tuple[int, in
         raise ValueError(
             f"the run lengths of annotation {number} are for {stated} pixels, its image has {list(size)}"
         )
-    if isinstance(counts, list):
-        if sum(counts) != size[0] * size[1]:
-            raise ValueError(f"the run lengths of annotation {number} do not add up to its image")
-        return
-    try:
-        rle_masks.decode(lengths)
-    except ValueError as error:
-        raise ValueError(f"the run lengths of annotation {number} cannot be decoded") from error
+    runs = counts if isinstance(counts, list) else decompressed(counts)
+    if any(type(run) is not int or run < 0 for run in runs) or sum(runs) != size[0] * size[1]:
+        raise ValueError(f"the run lengths of annotation {number} do not add up to its image")
+
+
+def decompressed(counts: str) -> list[int]:
+    """The run lengths in COCO's text: five bits in a character, the lowest first, from the third less the last but one.
+
+    pycocotools decodes whatever adds up to too few pixels, and leaves the others undefined.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:  # a negative difference
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs

@@ -18,15 +18,16 @@ from tenfold.reft.checkpoints import (
     convert_swin,
     convert_torchvision_resnet,
     load_network_state,
-    read_released,
 )
 from tenfold.reft.config import BackboneName
+from tenfold.reft.released_files import read_released
 from tenfold.shared.logging import TenfoldError
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 """Whose outputs the pixel decoder sees, at 1/4, 1/8, 1/16 and 1/32 of the resolution."""
 
 _RESNET_WEIGHTS = {  # the first of each, as Mask2Former has them
+    "resnet-18": models.ResNet18_Weights.IMAGENET1K_V1,
     "resnet-50": models.ResNet50_Weights.IMAGENET1K_V1,
     "resnet-101": models.ResNet101_Weights.IMAGENET1K_V1,
 }
@@ -40,8 +41,9 @@ _SWIN_REPOSITORIES = {
 def backbone_config(name: BackboneName) -> ResNetConfig | SwinConfig:
     """The architecture of a backbone with the outputs of all four stages.
 
-    ResNets are torchvision's: the stride of a bottleneck is in its 3 x 3 convolution. Channels of the stages are
-    256 to 2048 for ResNets, 96 to 768 for Swin-T and Swin-S, 128 to 1024 for Swin-B, and 32 to 128 for "small".
+    ResNets are torchvision's: the stride of a bottleneck is in its 3 x 3 convolution. Channels of the stages are 256 to
+    2048 for ResNet-50 and 101, 64 to 512 for ResNet-18, 96 to 768 for Swin-T and Swin-S, 128 to 1024 for Swin-B, and 32
+    to 128 for "small".
 
     Args:
         name: of the backbone.
@@ -55,6 +57,8 @@ def backbone_config(name: BackboneName) -> ResNetConfig | SwinConfig:
 
 
 def _architecture(name: BackboneName) -> ResNetConfig | SwinConfig:
+    if name == "resnet-18":
+        return ResNetConfig(depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic")
     if name == "resnet-50":
         return ResNetConfig(depths=[3, 4, 6, 3])
     if name == "resnet-101":
@@ -68,7 +72,7 @@ def _architecture(name: BackboneName) -> ResNetConfig | SwinConfig:
     if name == "small":
         return ResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[32, 64, 96, 128], layer_type="basic")
     raise TenfoldError(
-        f"there is no backbone {name!r}; take resnet-50, resnet-101, swin-t, swin-s, swin-b or small"
+        f"there is no backbone {name!r}; take resnet-18, resnet-50, resnet-101, swin-t, swin-s, swin-b or small"
     )
 
 

@@ -32,7 +32,8 @@ class CosineClassifier(nn.Module):
 
     def forward(self, queries: Tensor) -> Tensor:
         """Logits of queries."""
-        logits: Tensor = self.scale * F.linear(unit(queries), unit(self.weight))
+        with torch.autocast(queries.device.type, enabled=False):
+            logits: Tensor = self.scale * F.linear(unit(queries), unit(self.weight))
         return logits
 
 

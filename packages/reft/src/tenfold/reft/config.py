@@ -7,7 +7,7 @@ from typing import Literal
 
 from tenfold.shared.logging import TenfoldError
 
-BackboneName = Literal["resnet-50", "resnet-101", "swin-t", "swin-s", "swin-b", "small"]
+BackboneName = Literal["resnet-18", "resnet-50", "resnet-101", "swin-t", "swin-s", "swin-b", "small"]
 Setting = Literal["fsis", "gfsis", "ifsis"]
 Selection = Literal["mask", "class", "product"]
 Freeze = Literal["none", "backbone", "classifier", "incremental"]
@@ -64,7 +64,7 @@ class ReferenceConfig:
     selection: Selection = "mask"
     """By what: agreement of masks, probability of the class, or both."""
     max_rows: int = 512
-    """Most support queries in all, evenly for each class."""
+    """Most support queries in all, evenly for each class, which keeps one at least."""
     class_embedding: bool = False
     """Add the classifier's row of a support's class to its queries."""
     detach_supports: bool = False
@@ -85,8 +85,11 @@ class LossConfig:
     """Weights and points of Mask2Former's losses, which are also those of the matching."""
 
     class_weight: float = 2.0
+    """Of the cross-entropy."""
     mask_weight: float = 5.0
+    """Of the binary cross-entropy of masks."""
     dice_weight: float = 5.0
+    """Of the dice loss."""
     no_object_weight: float = 0.1
     """Of queries without an instance, in the cross-entropy."""
     num_points: int = 12544
@@ -113,6 +116,8 @@ class DataConfig:
     """Side of the squares that are trained on."""
     jitter: tuple[float, float] = (0.1, 2.0)
     """Range of the scale relative to an image that just fits; equal ends switch jitter off."""
+    few_shot_jitter: tuple[float, float] = (0.5, 2.0)
+    """The same while new classes are learned from few shots."""
     flip: bool = True
     """Mirror half of the images."""
     test_short_side: int = 800
@@ -131,10 +136,9 @@ class DataConfig:
     """Processes that decode images, for each device."""
 
     def __post_init__(self) -> None:
-        low, high = self.jitter
         if self.image_size < 32 or self.image_size % 32:
             raise TenfoldError("--data.image-size is a multiple of 32")
-        if not 0 < low <= high:
+        if any(not 0 < low <= high for low, high in (self.jitter, self.few_shot_jitter)):
             raise TenfoldError("--data.jitter are two positive numbers in ascending order")
         if self.support_size < 32 or self.support_context < 0 or self.episode_classes < 1:
             raise TenfoldError(
@@ -182,9 +186,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.log_every, self.accumulate) < 1 or self.warmup < 0:
             raise TenfoldError("updates, batch size, its parts and steps between logs are at least 1")
-        if not self.lr > 0 or not self.clip > 0 or min(self.weight_decay, self.backbone_lr_factor) < 0:
+        if (
+            not self.lr > 0
+            or not self.clip > 0
+            or min(self.weight_decay, self.backbone_lr_factor, self.classifier_lr_factor, self.warmup_factor)
+            < 0
+        ):
             raise TenfoldError(
-                "rate and clipping are positive; weight decay and the backbone's share are not negative"
+                "rate and clipping are positive; weight decay and factors of the rate are not negative"
             )
 
 
@@ -193,8 +202,11 @@ class DistillConfig:
     """Class-enhanced distillation of the base model, in iFSIS."""
 
     class_weight: float = 2.0
+    """Of the divergence of classes."""
     feature_weight: float = 0.1
+    """Of the distance of the input projections."""
     temperature: float = 1.0
+    """Of both models' logits."""
 
     def __post_init__(self) -> None:
         if min(self.class_weight, self.feature_weight) < 0 or not self.temperature > 0:

@@ -7,6 +7,7 @@ Here a level's samples are weighed and summed as soon as they are there, so only
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -66,23 +67,27 @@ def attend(
     assert isinstance(attention, DeformableAttention)
     batch, cells, _ = hidden.shape
     heads, levels, points = attention.n_heads, attention.n_levels, attention.n_points
-    query = hidden + positions
-    offsets = attention.sampling_offsets(query).view(batch, cells, heads, levels, points, 2)
-    weights = attention.attention_weights(query).view(batch, cells, heads, levels * points).softmax(-1)
-    size = torch.tensor(
-        [(width, height) for height, width in shapes], device=hidden.device, dtype=reference.dtype
-    )
-    # Where to look is computed in full precision: half a cell of a large map is lost in bf16.
-    locations = reference[None, :, None, None, None] + offsets.to(reference.dtype) / size[:, None]
-    value = attention.value_proj(hidden).view(batch, cells, heads, -1)
-    mixed = deformable_attention(
-        value.to(reference.dtype),
-        shapes,
-        locations,
-        weights.view(batch, cells, heads, levels, points).to(reference.dtype),
-    )
-    output: Tensor = attention.output_proj(mixed)
+    # In full precision: half a cell of a large map is lost in bf16.
+    with torch.autocast(hidden.device.type, enabled=False):
+        hidden = hidden.float()
+        query = hidden + positions
+        offsets = attention.sampling_offsets(query).view(batch, cells, heads, levels, points, 2)
+        weights = attention.attention_weights(query).view(batch, cells, heads, levels * points).softmax(-1)
+        sizes = level_sizes(tuple(shapes), hidden.device)
+        locations = reference[None, :, None, None, None] + offsets / sizes[:, None]
+        value = attention.value_proj(hidden).view(batch, cells, heads, -1)
+        mixed = deformable_attention(
+            value, shapes, locations, weights.view(batch, cells, heads, levels, points)
+        )
+        output: Tensor = attention.output_proj(mixed)
     return output
+
+
+@lru_cache(maxsize=64)
+def level_sizes(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Width and height of each level, [levels, 2]; kept, since a copy to the device would make it wait."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor([(width, height) for height, width in shapes], device=device, dtype=torch.float32)
 
 
 def cell_centres(shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:

@@ -115,14 +115,13 @@ def sample_at_most(
 
     Args:
         annotations: all of them, in the order of their file; crowds are left out.
-        class_ids: categories in the order of the draws.
+        class_ids: categories.
         shots: K.
-        seed: of Python's generator, which all classes share.
+        seed: of Python's generators, one for each class.
 
     Raises:
         TenfoldError: a class has no instance.
     """
-    draws = random.Random(seed)
     instances: dict[int, list[int]] = {number: [] for number in class_ids}
     for annotation in annotations:
         if not annotation.get("iscrowd", 0) and annotation["category_id"] in instances:
@@ -132,7 +131,8 @@ def sample_at_most(
             f"categories {', '.join(map(str, missing[:5]))} have no instance to sample; leave them out of the split"
         )
     return {
-        number: {shots: draws.sample(found, min(shots, len(found)))} for number, found in instances.items()
+        number: {shots: random.Random(seed * 1_000_003 + number).sample(found, min(shots, len(found)))}
+        for number, found in instances.items()
     }
 
 
@@ -218,7 +218,7 @@ def _read_list(place: Path, shots: int, number: int, name: str) -> list[int]:
         others = {annotation["category_id"] for annotation in annotations} - {number}
     except (ValueError, KeyError, TypeError) as error:
         raise TenfoldError(f"{path} is not of COCO's form ({error!r}); get it again") from error
-    if others or len(set(found)) != shots:
+    if others or len(found) != shots or len(set(found)) != shots:
         raise TenfoldError(
             f"{path} does not hold {shots} instances of category {number} ({name}) alone; get it again"
         )

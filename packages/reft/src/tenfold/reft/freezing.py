@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from tenfold.reft.config import Freeze, TrainConfig
 from tenfold.reft.model import RefT
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 BACKBONE = "model.pixel_level_module.encoder."
+UNUSED = BACKBONE + "swin.layernorm."
+"""A norm that the library builds and nothing looks at; several processes would wait for its gradient."""
 INCREMENTAL = (
     "model.pixel_level_module.decoder.input_projections.",
     "feature_reference.",
@@ -21,28 +24,33 @@ INCREMENTAL = (
 CLASSIFIER = "class_predictor."
 
 
-def freeze(network: RefT, which: Freeze, num_base: int = 0) -> None:
+def freeze(network: RefT, which: Freeze, num_base: int = 0) -> list[RemovableHandle]:
     """Say what is trained.
 
     Args:
         network: in place.
         which: stays as it is.
         num_base: base classes, whose rows of the classifier iFSIS keeps, as that of "no object".
+
+    Returns:
+        Hooks that keep these rows, to be removed afterwards.
     """
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(
             {
-                "none": True,
+                "none": not name.startswith(UNUSED),
                 "backbone": not name.startswith(BACKBONE),
                 "classifier": name.startswith(CLASSIFIER),
                 "incremental": name.startswith((*INCREMENTAL, CLASSIFIER)),
             }[which]
         )
+    hooks = []
     if which == "incremental":
         for parameter in network.class_predictor.parameters():
             novel = torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
             novel[:num_base], novel[-1] = False, False
-            parameter.register_hook(_OnlyRows(novel))
+            hooks.append(parameter.register_hook(_OnlyRows(novel)))
+    return hooks
 
 
 class _OnlyRows:

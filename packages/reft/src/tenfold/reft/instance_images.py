@@ -33,15 +33,18 @@ class ImageFiles:
         folder: that the names are below.
         image_ids: which images are kept in memory.
         in_memory: decode these once, at the beginning; for small sets.
+        upright: turn them as their camera held them; COCO is annotated without that.
 
     Raises:
         TenfoldError: the folder or the first image is missing; in memory also as :meth:`read`.
     """
 
-    def __init__(self, coco: COCO, folder: Path, image_ids: Iterable[int], in_memory: bool) -> None:
+    def __init__(
+        self, coco: COCO, folder: Path, image_ids: Iterable[int], in_memory: bool, upright: bool = False
+    ) -> None:
         if not folder.is_dir():
             raise TenfoldError(f"there is no folder {folder}; give the one that holds the images")
-        self.folder, self._entries = folder, coco.imgs
+        self.folder, self._entries, self._upright = folder, coco.imgs, upright
         self._kept: dict[int, Tensor] = {}
         wanted = list(dict.fromkeys(image_ids))
         if in_memory:
@@ -63,7 +66,7 @@ class ImageFiles:
         if image_id in self._kept:
             return self._kept[image_id]
         path = self._path(image_id)
-        image = read_image(path)
+        image = read_image(path, self._upright)
         if image.shape[-2:] != self.size(image_id):
             raise TenfoldError(
                 f"the image {path} has {list(image.shape[-2:])} pixels, its annotation says "
@@ -85,10 +88,10 @@ class InstanceImages:
         coco: annotations.
         images_folder: that the file names are below.
         category_ids: of the classes with labels 0, 1, ...
-        keep_empty: keep images without an instance.
         records: an image with all its instances, or one record of each instance, in which the others are
             background.
         in_memory: decode all images at the beginning; for small sets.
+        upright: turn images as their camera held them.
 
     Raises:
         TenfoldError: the folder is missing, or no image is left; in memory also for unreadable images.
@@ -99,9 +102,9 @@ class InstanceImages:
         coco: COCO,
         images_folder: Path,
         category_ids: Sequence[int],
-        keep_empty: bool = False,
         records: Literal["merged", "per_annotation"] = "merged",
         in_memory: bool = False,
+        upright: bool = False,
     ) -> None:
         self.category_ids = tuple(category_ids)
         label_of = {number: label for label, number in enumerate(category_ids)}
@@ -112,17 +115,17 @@ class InstanceImages:
                 for annotation in coco.imgToAnns.get(image_id, ())
                 if annotation["category_id"] in label_of and not annotation["iscrowd"]
             ]
-            whole = records == "merged" or not found
-            for part in [found] if whole else [[instance] for instance in found]:
-                if part or keep_empty:
-                    segmentations, labels = zip(*part, strict=True) if part else ((), ())
+            for part in [found] if records == "merged" else [[instance] for instance in found]:
+                if part:
+                    segmentations, labels = zip(*part, strict=True)
                     self.records.append(ImageRecord(image_id, segmentations, labels))
         if not self.records:
             raise TenfoldError(
                 f"no image has an instance of the {len(category_ids)} categories asked for; give other "
                 "annotations or categories"
             )
-        self.files = ImageFiles(coco, images_folder, (record.image_id for record in self.records), in_memory)
+        shown = (record.image_id for record in self.records)
+        self.files = ImageFiles(coco, images_folder, shown, in_memory, upright)
 
     def __len__(self) -> int:
         return len(self.records)

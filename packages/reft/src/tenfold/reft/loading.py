@@ -28,8 +28,11 @@ class _WholeItems(DataLoader[Any]):
     """A loader of :class:`_Guarded` that raises the errors."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for item in super().__iter__():
+        items = super().__iter__()
+        for item in items:
             if isinstance(item, TenfoldError):
+                del items
+                self._iterator = None  # persistent workers would be waited for
                 raise item
             yield item
 

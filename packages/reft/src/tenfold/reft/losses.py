@@ -131,7 +131,9 @@ def mask_losses(
     num_masks: Tensor,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy and dice of the matched masks of all layers. Only these masks are ever computed.
+    """Binary cross-entropy and dice of the matched masks of all layers.
+
+    Masks of other queries are never computed; every image counts as many as the one with most instances.
 
     Args:
         embeddings: of masks, [L, B, Q, m].
@@ -144,7 +146,7 @@ def mask_losses(
     """
     layers, _, _, width = embeddings.shape
     chosen = embeddings.gather(2, found.queries[..., None].expand(-1, -1, -1, width))  # [L, B, N, m]
-    images, places = (torch.tensor(axis, device=features.device, dtype=torch.int64) for axis in found.present)
+    images, places = found.images, found.places
     if not len(images):  # nothing to compare, but every weight still gets its (zero) gradient
         return chosen.sum() * 0 + features.sum() * 0, chosen.sum() * 0
     logits = torch.einsum("lbnm,bmhw->bnlhw", chosen, features)[images, places]  # [T, L, h, w]

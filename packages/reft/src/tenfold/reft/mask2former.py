@@ -71,6 +71,25 @@ def library_config(network: NetworkConfig, backbone: PreTrainedConfig, num_class
     return config
 
 
+def initialise_pixel_decoder(decoder: Mask2FormerPixelDecoder) -> None:
+    """First weights of the authors' pixel decoder, where the library draws others: Xavier's, not N(0, 0.02^2)."""
+    for module in decoder.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    layers: Any = decoder.encoder.layers
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.fc1.weight)
+        nn.init.xavier_uniform_(layer.fc2.weight)
+    for convolution in (decoder.mask_projection, *(parts[0] for parts in _fpn(decoder))):
+        nn.init.kaiming_uniform_(convolution.weight, a=1)
+
+
+def _fpn(decoder: Mask2FormerPixelDecoder) -> list[Any]:
+    return [*decoder.lateral_convolutions, *decoder.output_convolutions]
+
+
 @contextmanager
 def quiet_library() -> Iterator[None]:
     """Without the library's warning that it does not know ResNets; their outputs agree with the authors'."""

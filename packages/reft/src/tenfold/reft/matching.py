@@ -25,8 +25,10 @@ class Assignment:
     """Query of every instance in every layer, [L, B, N]; 0 where there is none."""
     matched: Tensor
     """Where there is one, [L, B, N], bool."""
-    present: tuple[tuple[int, ...], tuple[int, ...]]
-    """Images and places of all instances, on the host."""
+    images: Tensor
+    """Images of all instances, [T]."""
+    places: Tensor
+    """Their places in these images, [T]."""
 
     def taken(self, layer: int, num_queries: int) -> Tensor:
         """Queries that stand for an instance in a layer, [B, Q], bool."""
@@ -112,6 +114,11 @@ def assign(cost: Tensor, present: Tensor | None = None) -> Assignment:
         for layer in range(layers):
             rows, columns = linear_sum_assignment(host[layer, image][:, places])
             solution[layer, image, places[columns]] = rows
-    queries = torch.from_numpy(solution).to(cost.device, non_blocking=True)
-    where = tuple(tuple(axis.tolist()) for axis in np.nonzero(there))
-    return Assignment(queries.clamp(min=0), queries >= 0, (where[0], where[1]))
+    where = np.stack(np.nonzero(there))
+    returned = torch.from_numpy(np.concatenate((solution.ravel(), where.ravel())))
+    if cost.device.type == "cuda":
+        returned = returned.pin_memory()
+    returned = returned.to(cost.device, non_blocking=True)
+    queries = returned[: solution.size].view(solution.shape)
+    instances = returned[solution.size :].view(where.shape)
+    return Assignment(queries.clamp(min=0), queries >= 0, instances[0], instances[1])

@@ -19,12 +19,13 @@ from transformers import Mask2FormerModel
 from tenfold.reft.backbones import backbone_config, freeze_batch_norm
 from tenfold.reft.batches import Supports
 from tenfold.reft.classifiers import Classifier, CosineClassifier, grown, imprinted_rows
-from tenfold.reft.config import NetworkConfig, ReferenceConfig, Selection
+from tenfold.reft.config import NetworkConfig, ReferenceConfig
 from tenfold.reft.mask2former import (
     Predictions,
     backbone_maps,
     decode_pixels,
     decode_queries,
+    initialise_pixel_decoder,
     library_config,
     mask_embedder,
     project,
@@ -61,6 +62,7 @@ class RefT(nn.Module):
         with quiet_library():
             config = library_config(network, backbone_config(network.backbone), num_classes)
             self.model = Mask2FormerModel(config)
+        initialise_pixel_decoder(self.model.pixel_level_module.decoder)
         self.class_predictor: Classifier = (
             nn.Linear(width, num_classes + 1)
             if network.classifier == "linear"
@@ -107,38 +109,40 @@ class RefT(nn.Module):
 
     # -- supports ----------------------------------------------------------------------------------------
 
-    def read_supports(self, supports: Supports, selection: Selection | None = None) -> SupportFeatures:
+    def read_supports(self, supports: Supports, imprinting: bool = False) -> SupportFeatures:
         """Pass support examples through the shared branch, without references.
 
         Args:
             supports: M examples.
-            selection: by what queries are kept; the references' own by default.
+            imprinting: their queries become rows of new classes, which the classifier does not know yet: they are kept
+                by their masks, as they are.
         """
-        modules, width = self.model.pixel_level_module, self.network.hidden_dim
+        modules, wanted = self.model.pixel_level_module, self.references
         maps = backbone_maps(self.model, supports.images)
         projected = project(modules.decoder, maps)
         pooled = tuple(masked_average_pool(level, supports.masks) for level in projected)
-        if self.query_reference is None and not self.wants_imprinting:
+        if wanted.detach_supports:
+            pooled = tuple(level.detach() for level in pooled)
+        if self.query_reference is None and not imprinting:
             nothing = supports.images.new_zeros(len(supports), 0)
-            return SupportFeatures(pooled, nothing[..., None].expand(-1, -1, width), nothing, supports.labels)
+            queries = nothing[..., None].expand(-1, -1, self.network.hidden_dim)
+            return SupportFeatures(pooled, queries, nothing, supports.labels)
         mask_features, levels = decode_pixels(modules.decoder, maps, projected)
         normalised, embeddings = decode_queries(self.model.transformer_module, levels, mask_features)
         queries = normalised[-1]
-        masks = torch.einsum("bqm,bmhw->bqhw", embeddings[-1], mask_features).detach()
-        wanted = self.references
         scores, index = select_queries(
-            masks,
+            torch.einsum("bqm,bmhw->bqhw", embeddings[-1], mask_features).detach(),
             self.class_predictor(queries).detach(),
             supports.masks,
             supports.labels,
             wanted.top_k,
-            selection or wanted.selection,
+            "mask" if imprinting else wanted.selection,
         )
-        kept = queries.gather(1, index[..., None].expand(-1, -1, width))
-        if wanted.class_embedding:
+        kept = queries.gather(1, index[..., None].expand(-1, -1, queries.shape[-1]))
+        if wanted.class_embedding and not imprinting:
             kept = kept + self.class_predictor.weight[supports.labels][:, None]
         if wanted.detach_supports:
-            kept, pooled = kept.detach(), tuple(level.detach() for level in pooled)
+            kept = kept.detach()
         return SupportFeatures(pooled, kept, scores, supports.labels)
 
     @property
@@ -154,12 +158,12 @@ class RefT(nn.Module):
             num_classes: C, of which some may be absent.
         """
         centres = [class_centres(level, features.labels, num_classes) for level in features.pooled]
-        rows, labels = capped_rows(features, self.references.max_rows)
-        return References(tuple(centre for centre, _ in centres), centres[0][1] > 0, rows, labels)
+        rows = capped_rows(*features.rows, self.references.max_rows)
+        return References(tuple(centre for centre, _ in centres), centres[0][1] > 0, *rows)
 
     @torch.no_grad()
     def read_all(
-        self, chunks: Iterable[Supports], device: torch.device, selection: Selection | None = None
+        self, chunks: Iterable[Supports], device: torch.device, imprinting: bool = False
     ) -> SupportFeatures:
         """Features of any number of supports, some at a time.
 
@@ -167,7 +171,7 @@ class RefT(nn.Module):
             TenfoldError: there are none.
         """
         self.eval()
-        parts = [self.read_supports(chunk.to(device), selection) for chunk in chunks]
+        parts = [self.read_supports(chunk.to(device), imprinting) for chunk in chunks]
         if not parts:
             raise TenfoldError("there is no support example; give at least one instance with its mask")
         return SupportFeatures.joined(parts)

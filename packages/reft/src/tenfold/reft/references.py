@@ -33,6 +33,12 @@ class SupportFeatures:
     labels: Tensor
     """Classes of the examples, [M]."""
 
+    @property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All kept queries as one list: queries [S, d], their classes [S], and scores [S]."""
+        labels = self.labels.repeat_interleave(self.queries.shape[1])
+        return self.queries.flatten(0, 1), labels, self.scores.flatten()
+
     @staticmethod
     def joined(parts: Sequence[SupportFeatures]) -> SupportFeatures:
         """Several as one."""
@@ -55,16 +61,22 @@ class References:
     """Support queries of all classes, [S, d]."""
     row_labels: Tensor
     """Their classes, [S]."""
+    row_scores: Tensor
+    """Why they were kept, [S]."""
 
     def to(self, device: torch.device) -> References:
         """The same on a device."""
         centres = tuple(level.to(device) for level in self.centres)
-        return References(centres, self.present.to(device), self.rows.to(device), self.row_labels.to(device))
+        present, rows, labels, scores = (
+            value.to(device) for value in (self.present, self.rows, self.row_labels, self.row_scores)
+        )
+        return References(centres, present, rows, labels, scores)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors on the CPU, for a file."""
         centres = {f"centres.{index}": level.cpu() for index, level in enumerate(self.centres)}
-        rest = {"present": self.present.cpu(), "rows": self.rows.cpu(), "row_labels": self.row_labels.cpu()}
+        names = ("present", "rows", "row_labels", "row_scores")
+        rest = {name: getattr(self, name).cpu() for name in names}
         return centres | rest
 
     @staticmethod
@@ -72,20 +84,26 @@ class References:
         """What :meth:`state_dict` gave."""
         levels = sum(name.startswith("centres.") for name in state)
         centres = tuple(state[f"centres.{index}"] for index in range(levels))
-        return References(centres, state["present"], state["rows"], state["row_labels"])
+        return References(centres, state["present"], state["rows"], state["row_labels"], state["row_scores"])
 
-    def with_base(self, base: References) -> References:
-        """The same with the base classes, which come first and are absent here, from an earlier stage."""
+    def with_base(self, base: References, max_rows: int) -> References:
+        """The same with the base classes, which come first and are absent here, from an earlier stage.
+
+        Args:
+            base: classes of the earlier stage.
+            max_rows: most rows of both together.
+        """
         count = len(base.present)
         centres = tuple(
             torch.cat((theirs, own[count:])) for own, theirs in zip(self.centres, base.centres, strict=True)
         )
-        return References(
-            centres,
-            torch.cat((base.present, self.present[count:])),
+        rows = capped_rows(
             torch.cat((base.rows, self.rows)),
             torch.cat((base.row_labels, self.row_labels)),
+            torch.cat((base.row_scores, self.row_scores)),
+            max_rows,
         )
+        return References(centres, torch.cat((base.present, self.present[count:])), *rows)
 
 
 def masked_average_pool(features: Tensor, masks: Tensor) -> Tensor:
@@ -99,7 +117,8 @@ def masked_average_pool(features: Tensor, masks: Tensor) -> Tensor:
         [M, d].
     """
     weights = resized_masks(masks, (features.shape[-2], features.shape[-1]))
-    total = torch.einsum("mdhw,mhw->md", features.float(), weights)
+    with torch.autocast(features.device.type, enabled=False):
+        total = torch.einsum("mdhw,mhw->md", features.float(), weights)
     return total / (weights.sum((1, 2))[:, None] + 1e-6)
 
 
@@ -121,7 +140,8 @@ def class_centres(pooled: Tensor, labels: Tensor, num_classes: int) -> tuple[Ten
     """
     examples = F.one_hot(labels, num_classes).to(pooled)
     counts = examples.sum(0)
-    return examples.T @ pooled / counts.clamp(min=1)[:, None], counts
+    with torch.autocast(pooled.device.type, enabled=False):
+        return examples.T @ pooled / counts.clamp(min=1)[:, None], counts
 
 
 def select_queries(
@@ -149,7 +169,8 @@ def select_queries(
     if by != "class":
         target = resized_masks(masks, (mask_logits.shape[-2], mask_logits.shape[-1]))
         found = mask_logits.float().sigmoid()
-        overlap = torch.einsum("mqhw,mhw->mq", found, target)
+        with torch.autocast(found.device.type, enabled=False):
+            overlap = torch.einsum("mqhw,mhw->mq", found, target)
         scores = 2 * overlap / (found.sum((2, 3)) + target.sum((1, 2))[:, None] + 1)
     if by != "mask":
         probabilities = class_logits.float().softmax(-1)
@@ -160,20 +181,20 @@ def select_queries(
     return best, index
 
 
-def capped_rows(features: SupportFeatures, max_rows: int) -> tuple[Tensor, Tensor]:
-    """Support queries of all examples as one list, each class cut to the same share of the best where it is too long.
+def capped_rows(rows: Tensor, labels: Tensor, scores: Tensor, max_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Support queries, each class cut to the same share of its best where there are too many.
 
     Args:
-        features: of the supports.
-        max_rows: most rows in all.
+        rows: queries, [S, d].
+        labels: their classes, [S].
+        scores: the higher, the longer kept, [S].
+        max_rows: most rows in all; every class keeps at least one.
 
     Returns:
-        Queries [S, d] and their classes [S].
+        Rows, labels and scores that are kept.
     """
-    queries, scores = features.queries.flatten(0, 1), features.scores.flatten()
-    labels = features.labels.repeat_interleave(features.queries.shape[1])
-    if len(queries) <= max_rows:
-        return queries, labels
+    if len(rows) <= max_rows:
+        return rows, labels, scores
     order = scores.argsort(descending=True, stable=True)
     order = order[labels[order].argsort(stable=True)]
     counts = labels.bincount()
@@ -181,7 +202,7 @@ def capped_rows(features: SupportFeatures, max_rows: int) -> tuple[Tensor, Tenso
     place = torch.arange(len(order), device=order.device) - first[labels[order]]
     share = max(1, max_rows // int((counts > 0).sum()))
     kept = order[place < share]
-    return queries[kept], labels[kept]
+    return rows[kept], labels[kept], scores[kept]
 
 
 # -- reference one ---------------------------------------------------------------------------------------

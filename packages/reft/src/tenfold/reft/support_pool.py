@@ -76,8 +76,8 @@ class SupportPool:
     ) -> Supports:
         """Random examples of some classes, none of them from the given images.
 
-        A class with examples in these images alone gives one of those, with a mirrored or straight crop of
-        random context (up to twice the usual). A class with fewer examples than asked for repeats them.
+        A class with examples in these images alone gives one of those, with a crop of random context (up to twice the
+        usual), mirrored or not where the data is. A class with fewer examples than asked for repeats them.
 
         Args:
             classes: labels, in the order of the result.
@@ -151,7 +151,7 @@ class SupportPool:
             context, flip = self._data.support_context, False
             if augment:
                 context = int(torch.randint(2 * context + 1, (), generator=generator))
-                flip = bool(torch.rand((), generator=generator) < 0.5)
+                flip = bool(torch.rand((), generator=generator) < 0.5) and self._data.flip
             crop = self._crop(int(members[place]), None if not augment else (context, flip))
             if crop is not None:
                 found.append(crop)

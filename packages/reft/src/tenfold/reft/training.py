@@ -24,7 +24,7 @@ from tenfold.reft.losses import set_losses
 from tenfold.reft.mask2former import Predictions
 from tenfold.reft.model import RefT
 from tenfold.reft.references import References
-from tenfold.shared.accelerator import channels_last, maybe_compile
+from tenfold.shared.accelerator import channels_last
 from tenfold.shared.logging import TenfoldError, progress
 from tenfold.shared.runs import Run
 
@@ -44,6 +44,21 @@ class Teacher:
         """What the base model says."""
         predictions: Predictions = self.network(images, self.references)
         return predictions
+
+
+class Given:
+    """What an update is computed from. Fabric would cast tensors that it finds; it does not look into this."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        supports: Supports | None,
+        num_masks: Tensor,
+        generator: torch.Generator | None = None,
+        teacher: Predictions | None = None,
+    ) -> None:
+        self.batch, self.supports, self.num_masks = batch, supports, num_masks
+        self.generator, self.teacher = generator, teacher
 
 
 class Objective(nn.Module):
@@ -69,22 +84,16 @@ class Objective(nn.Module):
         self.network, self.losses = network, losses
         self.base_references, self.distill, self.num_base = base_references, distill, num_base
 
-    def forward(
-        self,
-        batch: Batch,
-        supports: Supports | None,
-        num_masks: Tensor,
-        generator: torch.Generator | None = None,
-        teacher: Predictions | None = None,
-    ) -> Tensor:
+    def forward(self, given: Given) -> Tensor:
         """All of :data:`LOSSES`, [6]; those of distillation are 0 without a teacher."""
+        batch, supports, teacher = given.batch, given.supports, given.teacher
         references = None
         if supports is not None:
             references = self.network.refer(self.network.read_supports(supports), self.network.num_classes)
             if self.base_references is not None:
-                references = references.with_base(self.base_references)
+                references = references.with_base(self.base_references, self.network.references.max_rows)
         predictions = self.network(batch.images, references)
-        found = set_losses(predictions, batch, self.losses, num_masks, generator)
+        found = set_losses(predictions, batch, self.losses, given.num_masks, given.generator)
         parts = [found.class_loss, found.mask_loss, found.dice_loss]
         nothing = torch.zeros((), device=found.total.device)
         distilled = (nothing, nothing)
@@ -172,7 +181,7 @@ def train_stage(
             stored = {"trainer": trainer.state_dict(), "step": step + 1, "seconds": spent, "means": means}
             run.save_checkpoint(step + 1, stored)
     seconds += time.monotonic() - began
-    freeze(network, "none")
+    trainer.release()
     return Trained(network, _shown(means), recipe.steps * recipe.batch_size / max(seconds, 1e-9))
 
 
@@ -203,8 +212,13 @@ class Trainer:
         num_base: int = 0,
         compile_network: bool = False,
     ) -> None:
+        if recipe.batch_size % (recipe.accumulate * fabric.world_size):
+            raise TenfoldError(
+                f"batches of {recipe.batch_size} images cannot be divided into {recipe.accumulate} parts on "
+                f"{fabric.world_size} processes; change either"
+            )
         self.recipe, self.fabric, self.teacher = recipe, fabric, teacher
-        freeze(network, recipe.freeze, num_base)
+        self.hooks = freeze(network, recipe.freeze, num_base)
         network = channels_last(network, fabric.device).to(fabric.device)
         if base_references is not None:
             base_references = base_references.to(fabric.device)
@@ -214,8 +228,7 @@ class Trainer:
         self.optimizer: Optimizer = AdamW(parameter_groups(network, recipe), fused=True)
         self.scheduler = make_schedule(self.optimizer, recipe)
         if compile_network:
-            encoder = network.model.pixel_level_module.encoder
-            encoder.forward = maybe_compile(encoder, True).forward
+            network.model.pixel_level_module.encoder.compile()
         self.objective, self.wrapped = fabric.setup(objective, self.optimizer)
         self.generator = torch.Generator(device=fabric.device)
 
@@ -240,14 +253,22 @@ class Trainer:
                 with self.fabric.autocast():
                     expected = self.teacher.predict(part.images)
             with self.fabric.no_backward_sync(self.objective, enabled=index < len(parts) - 1):
-                # A part's share of the masks; the other losses are means over images.
-                found = self.objective(part, supports, num_masks / len(parts), self.generator, expected)
+                share = num_masks / len(parts)
+                found = self.objective(Given(part, supports, share, self.generator, expected))
                 self.fabric.backward(found[0] / len(parts))
             summed += found.detach() / len(parts)
-        self.fabric.clip_gradients(self.objective, self.wrapped, max_norm=self.recipe.clip)
+        self.fabric.clip_gradients(
+            self.objective, self.wrapped, max_norm=self.recipe.clip, error_if_nonfinite=False
+        )
         self.wrapped.step()
         self.scheduler.step()
         return summed
+
+    def release(self) -> None:
+        """Let everything be trained again, by others."""
+        for hook in self.hooks:
+            hook.remove()
+        freeze(self.network, "none")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on."""
@@ -268,7 +289,7 @@ class Trainer:
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:
     """A batch in parts, one after another."""
-    size = math.ceil(len(batch.images) / parts)
+    size = len(batch.images) // parts
     for first in range(0, len(batch.images), size):
         part = slice(first, first + size)
         yield Batch(batch.images[part], batch.masks[part], batch.labels[part], batch.image_ids[part])
