@@ -506,9 +506,7 @@ def run_comparison(suite: Suite, job: ComparisonJob) -> None:
                     f"{name}-classes.png", f"{title}: {methods[0].name} less {methods[1].name}, by class"
                 ) as path:
                     base, novel = class_gains(suite, methods[0], methods[1], shots)
-                    draw_per_class_gain(
-                        path, base, novel, f"{methods[0].name} less {methods[1].name}, AP of masks"
-                    )
+                    draw_per_class_gain(path, base, novel, f"{methods[0].name} less {methods[1].name}")
         run.finish(found)
 
 

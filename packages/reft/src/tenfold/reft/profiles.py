@@ -21,7 +21,8 @@ from tenfold.reft.suites import OFF, BaseStage, Method, Profile
 DIGITS = DataConfig(
     dataset="digits",
     image_size=64,
-    jitter=(1.0, 1.0),
+    jitter=(0.9, 1.1),
+    few_shot_jitter=(0.85, 1.18),
     flip=False,
     test_short_side=0,
     test_long_side=0,
@@ -40,7 +41,7 @@ SMALL = NetworkConfig(
     num_queries=8,
 )
 ON_DIGITS = TrainConfig(
-    steps=1000,
+    steps=1500,
     batch_size=8,
     lr=1.5e-3,
     backbone_lr_factor=1.0,
@@ -51,7 +52,7 @@ ON_DIGITS = TrainConfig(
     batch_norm="trained",
 )
 REFERENCE_STAGE = replace(ON_DIGITS, steps=200, lr=5e-4, batch_norm="frozen")
-FEW_SHOT = replace(REFERENCE_STAGE, steps=100)
+FEW_SHOT = replace(REFERENCE_STAGE, steps=100, lr=2e-4, classifier_lr_factor=30.0)
 SHOTS = 5
 FT_FULL = "Mask2Former + ft-full"
 HEAD_ALONE = "Mask2Former, cosine classifier alone trained"
@@ -75,7 +76,7 @@ QUICK = Profile(
         Method("RefT", "RefT", "gfsis", {SHOTS: FEW_SHOT}),
         Method(FT_FULL, "Mask2Former", "gfsis", {SHOTS: FEW_SHOT}),
     ),
-    compose=ComposeConfig(shots=(SHOTS,), seeds=(0, 1, 2)),
+    compose=ComposeConfig(test_images=240, shots=(SHOTS,), seeds=(0, 1, 2)),
 )
 
 
@@ -185,7 +186,7 @@ def h100() -> Profile:
     )
     base = replace(ON_DIGITS, steps=8000, batch_size=64, lr=1e-3)
     after = replace(base, steps=800, lr=3e-4, batch_norm="frozen")
-    few = replace(after, steps=200, batch_size=16)
+    few = replace(after, steps=200, batch_size=16, lr=1e-4, classifier_lr_factor=30.0)
     lengths = dict.fromkeys((1, 3, 5, 10, 30), few)
     stages = digit_stages({"RefT": ReferenceConfig(), "Mask2Former": OFF}, base, after)
     stages |= {

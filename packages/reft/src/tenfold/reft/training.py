@@ -98,14 +98,7 @@ class Objective(nn.Module):
         nothing = torch.zeros((), device=found.total.device)
         distilled = (nothing, nothing)
         if teacher is not None and self.distill is not None:
-            # One place more takes what is not matched.
-            queries = found.assignment.queries[-1].masked_fill(
-                ~found.assignment.matched[-1], predictions.queries.shape[2]
-            )
-            novel = torch.zeros(
-                len(queries), predictions.queries.shape[2] + 1, dtype=torch.bool, device=queries.device
-            )
-            novel = novel.scatter(1, queries, True)[:, :-1]
+            novel = found.assignment.taken(-1, predictions.queries.shape[2])
             distilled = distillation_loss(teacher, predictions, batch, novel, self.num_base, self.distill)
         total = found.total + distilled[0] + distilled[1]
         return torch.stack((total, *(part.detach() for part in (*parts, *distilled))))
@@ -299,7 +292,8 @@ def make_schedule(optimizer: Optimizer, recipe: TrainConfig) -> LRScheduler:
     """One-cycle with 10 % warm-up, or warm-up and steps."""
     if recipe.schedule == "one-cycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        return OneCycleLR(optimizer, peaks, recipe.steps, pct_start=0.1, cycle_momentum=False)
+        steps = max(3, recipe.steps)  # torch's needs two updates to rise, and one to fall
+        return OneCycleLR(optimizer, peaks, steps, pct_start=max(0.1, 2 / steps), cycle_momentum=False)
 
     def factor(step: int) -> float:
         falls = sum(step >= milestone for milestone in recipe.milestones)
