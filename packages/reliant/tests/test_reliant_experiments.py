@@ -154,10 +154,9 @@ def test_finished_runs_are_not_repeated_but_forced_ones_are(smoke: Path) -> None
         assert records(smoke)[name]["metrics"] == metrics[name]
 
 
-def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, tmp_path: Path) -> None:
+def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp_path: Path) -> None:
     small = ("--profile", "smoke", "--seeds", 1, "--device", "cpu", "-q", "--workers", 1)
     arguments = ("-m", "tenfold.reliant", "reproduce", *small, "--checkpoint-seconds", 0)
-    whole = start(*arguments, "--output", tmp_path / "whole", cwd=tmp_path)
     killed = start(*arguments, "--output", tmp_path / "killed", cwd=tmp_path)
     reached = tmp_path / "killed" / "reliant" / "smoke" / "german-cpf-gcn-sp-vanilla-seed1" / "result.json"
     deadline = time.monotonic() + 240
@@ -166,18 +165,17 @@ def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, tmp_path: Path) 
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    _, errors = whole.communicate(timeout=240)
-    assert whole.returncode == 0, errors
-    expected = records(tmp_path / "whole")
-    assert len(records(tmp_path / "killed")) < len(expected)
+    assert len(records(tmp_path / "killed")) < len(records(smoke))
     again = start(*arguments, "--output", tmp_path / "killed", cwd=tmp_path)
     _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
-    found = records(tmp_path / "killed")
-    assert found.keys() == expected.keys()
-    for name, record in found.items():
-        assert record["metrics"] == expected[name]["metrics"], name
-        assert record["curves"] == expected[name]["curves"], name
+    expected, found = records(smoke), records(tmp_path / "killed")
+    # The trade-off compares fewer seeds.
+    runs_of_a_seed = {name for name in found if not name.endswith("trade-off-seed0")}
+    assert runs_of_a_seed == {name for name in expected if name.endswith("seed1")}
+    for name in runs_of_a_seed:
+        assert found[name]["metrics"] == expected[name]["metrics"], name
+        assert found[name]["curves"] == expected[name]["curves"], name
 
 
 def few_steps(profile: Profile) -> Profile:

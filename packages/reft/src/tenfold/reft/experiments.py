@@ -136,7 +136,9 @@ class Suite:
         """The record of one job."""
         profile, writes = self.profile, self.fabric.is_global_zero
         dataset = DATASETS[profile.data.dataset]
-        shared = {"data": plain(profile.data), "compose": plain(profile.compose) if profile.compose else None}
+        shared: dict[str, Any] = {"data": plain(replace(profile.data, workers=0))}
+        if profile.compose is not None:  # every set has random numbers of its own, whatever others there are
+            shared["compose"] = plain(replace(profile.compose, seeds=(), shots=()))
         if profile.data.dataset == "own":
             shared |= {"annotations": self.own.digest, "novel": list(self.own.novel)}
         if isinstance(job, ComparisonJob):

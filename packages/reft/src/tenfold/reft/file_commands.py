@@ -70,13 +70,15 @@ class Segment:
         stored = load_network(self.checkpoint)
         stored.network.to(fabric.device)
         if self.support is None:
+            if stored.references is None and not stored.network.references.is_off:
+                raise TenfoldError(f"{self.checkpoint} keeps no support cache; give examples with --support")
             kept = None if stored.references is None else stored.references.to(fabric.device)
             segmenter = Segmenter(stored.network, kept, stored.names, stored.data)
         else:
             segmenter = self._learn(stored)
         self.output.mkdir(parents=True, exist_ok=True)
         found = self._segment(segmenter, images)
-        sizes = {path.name: (image.shape[1], image.shape[2]) for path, image in images.items()}
+        sizes = [(path.name, (image.shape[1], image.shape[2])) for path, image in images.items()]
         write_json(self.output / "detections.json", as_coco(found, sizes, segmenter.names))
         if self.save is not None:
             self.save.parent.mkdir(parents=True, exist_ok=True)

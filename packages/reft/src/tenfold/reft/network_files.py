@@ -61,12 +61,12 @@ def load_network(path: Path) -> StoredNetwork:
         compose = ComposeConfig(**_with_tuples(content["compose"])) if content["compose"] else None
         names, categories = tuple(content["names"]), tuple(content["categories"])
         weights, references = content["network"], content["references"]
+        cache = None if references is None else References.from_state_dict(references)
     except (KeyError, TypeError, AttributeError) as error:
         raise TenfoldError(
             f"{path} is no network of this package ({error}); give model.pt of a run"
         ) from error
     load_network_state(network, weights, str(path))
-    cache = None if references is None else References.from_state_dict(references)
     return StoredNetwork(network, cache, categories, names, data, compose)
 
 

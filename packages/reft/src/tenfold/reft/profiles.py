@@ -15,6 +15,7 @@ from tenfold.reft.config import (
     TrainConfig,
 )
 from tenfold.reft.suites import OFF, BaseStage, Method, Profile
+from tenfold.shared.logging import TenfoldError
 
 # -- digits ----------------------------------------------------------------------------------------------
 
@@ -243,7 +244,15 @@ SPLIT_SEEDS = tuple(range(10))
 
 
 def few_shot_recipe(shots: int, share: float = 1.0) -> TrainConfig:
-    """Fine-tuning on COCO: AdamW at 1e-4, times 0.1 after four fifths; the backbone stays."""
+    """Fine-tuning on COCO: AdamW at 1e-4, times 0.1 after four fifths; the backbone stays.
+
+    Raises:
+        TenfoldError: the paper's splits have no such number of shots.
+    """
+    if shots not in LENGTHS:
+        raise TenfoldError(
+            f"there is no recipe for {shots} shots; choose one of {', '.join(map(str, LENGTHS))}"
+        )
     steps = round(LENGTHS[shots] * share)
     return TrainConfig(
         steps=steps, milestones=(round(0.8 * steps),), warmup=0, freeze="backbone", log_every=20

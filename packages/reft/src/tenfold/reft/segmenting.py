@@ -203,18 +203,20 @@ def learn_classes(
 
 
 def as_coco(
-    found: Sequence[Sequence[dict[str, Any]]], sizes: dict[str, tuple[int, int]], names: Sequence[str]
+    found: Sequence[Sequence[dict[str, Any]]],
+    sizes: Sequence[tuple[str, tuple[int, int]]],
+    names: Sequence[str],
 ) -> dict[str, Any]:
     """Detections of some images as annotations of COCO's form, with their scores.
 
     Args:
         found: of each image; categories count from 1.
-        sizes: height and width of the images, by name.
+        sizes: name of each image, and its height and width.
         names: of the categories.
     """
     images = [
         {"id": number, "file_name": name, "height": height, "width": width}
-        for number, (name, (height, width)) in enumerate(sizes.items(), start=1)
+        for number, (name, (height, width)) in enumerate(sizes, start=1)
     ]
     annotations = [
         {**one, "image_id": number, "iscrowd": 0, "area": float(coco_mask.area(one["segmentation"]))}
