@@ -22,6 +22,7 @@ from tenfold.reft.experiments import (
     ComparisonJob,
     FewShotJob,
     Job,
+    PhotographsJob,
     Suite,
     paired,
     reproduce,
@@ -93,7 +94,19 @@ def test_every_run_of_the_suite_leaves_a_record(smoke: Path) -> None:
         for name, (setting, method) in LEARNED.items()
     }
     bases = {name: ("base classes", method) for name, method in BASES.items()}
-    assert found == {**bases, **LEARNED, **before, "comparison-seed0": ("comparison", "RefT")}
+    others = {
+        "comparison-seed0": ("comparison", "RefT"),
+        "photographs-seed0": ("no training", "annotations"),
+    }
+    assert found == {**bases, **LEARNED, **before, **others}
+
+
+def test_annotations_of_the_bundled_photographs_agree_with_themselves(smoke: Path) -> None:
+    record = records(smoke)["photographs-seed0"]
+    assert record["metrics"]["segm_AP of the annotations"] == pytest.approx(100.0)
+    assert record["metrics"]["bbox_AP of the annotations"] > 98
+    assert record["metrics"]["classes_with_two_shots"] == 5
+    assert [figure["file"] for figure in record["figures"]] == ["figures/photograph.png"]
 
 
 def test_records_are_of_the_stored_schema(smoke: Path) -> None:
@@ -101,7 +114,7 @@ def test_records_are_of_the_stored_schema(smoke: Path) -> None:
     for record in records(smoke).values():
         jsonschema.validate(record, json.loads(schema.read_text()))
         assert record["status"] == "finished"
-        assert record["dataset"] == "composed digits"
+        assert record["dataset"] in ("composed digits", "COCO photographs")
 
 
 def test_finished_runs_keep_no_checkpoint_and_name_no_folder_of_the_machine(smoke: Path) -> None:
@@ -249,10 +262,10 @@ def one_base() -> Profile:
 
 
 def test_force_repeats_a_run_to_the_same_metrics(smoke: Path, tmp_path: Path, one_base: Profile) -> None:
-    (first,) = reproduce(Suite("smoke", one_base, tmp_path, accelerator=CPU))
-    (path,) = tmp_path.rglob("result.json")
+    first, _ = reproduce(Suite("smoke", one_base, tmp_path, accelerator=CPU))
+    (path,) = tmp_path.rglob("base-base-seed0/result.json")
     done = path.stat().st_mtime_ns
-    (again,) = reproduce(Suite("smoke", one_base, tmp_path, accelerator=CPU, force=True))
+    again, _ = reproduce(Suite("smoke", one_base, tmp_path, accelerator=CPU, force=True))
     assert path.stat().st_mtime_ns > done
     assert first["metrics"] == again["metrics"] == records(smoke)["base-base-seed0"]["metrics"]
 
@@ -278,6 +291,7 @@ def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp
         "base-mask2former-seed0",
         "gfsis-1-mask2former-with-ft-full-seed0",
         "gfsis-1-mask2former-with-ft-full-before-fine-tuning-seed0",
+        "photographs-seed0",
     }
     for name, record in found.items():
         assert record["metrics"] == expected[name]["metrics"], name
@@ -300,7 +314,13 @@ def test_a_failed_run_says_why_and_is_not_finished(tmp_path: Path) -> None:
 
 
 def hashes(suite: Suite) -> dict[Job, str]:
-    return {job: suite.run(job).config_hash for stage in suite.jobs() for job in stage}
+    """Identities of all runs but that on the bundled photographs, which no setting changes."""
+    return {
+        job: suite.run(job).config_hash
+        for stage in suite.jobs()
+        for job in stage
+        if not isinstance(job, PhotographsJob)
+    }
 
 
 def with_profile(suite: Suite, **changes: Any) -> Suite:
@@ -489,8 +509,9 @@ def test_one_method_alone_has_no_comparison(suite: Suite) -> None:
 
 def test_a_choice_of_methods_keeps_their_runs(suite: Suite) -> None:
     some = replace(suite, profile=chosen(SMOKE, ("gfsis",), None, None, 1))
-    assert {job for job in same_jobs(suite, some) if not isinstance(job, ComparisonJob)} == {
-        job for stage in some.jobs() for job in stage if not isinstance(job, ComparisonJob)
+    others = ComparisonJob | PhotographsJob
+    assert {job for job in same_jobs(suite, some) if not isinstance(job, others)} == {
+        job for stage in some.jobs() for job in stage if not isinstance(job, others)
     }
 
 

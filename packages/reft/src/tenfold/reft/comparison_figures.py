@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,14 +78,25 @@ def examples_of(
 def draw_pools(run: Run, pool: SupportPool, source: Source, categories: Sequence[int]) -> None:
     """What masked average pooling weighs at each level, for the first support example."""
     supports: Supports = next(iter(pool.chunks(1)))
-    side = supports.masks.shape[-1]
-    weights = {
-        stride: resized_masks(supports.masks, (-(-side // stride), -(-side // stride)))[0].numpy()
-        for stride in (8, 16, 32)
-    }
     name = source.names(categories)[int(supports.labels[0])]
     with run.figure("pooling.png", f"What masked average pooling weighs at each level: {name}") as path:
-        draw_pooling(path, as_picture(denormalise(supports.images[0])), supports.masks[0].numpy(), weights)
+        draw_pooled(path, supports.images[0], supports.masks[0])
+
+
+def draw_pooled(path: Path, crop: Tensor, mask: Tensor) -> None:
+    """The same for a support crop.
+
+    Args:
+        path: of the picture.
+        crop: normalised, [3, s, s].
+        mask: of its instance, [s, s].
+    """
+    side = mask.shape[-1]
+    weights = {
+        stride: resized_masks(mask[None], (-(-side // stride), -(-side // stride)))[0].numpy()
+        for stride in (8, 16, 32)
+    }
+    draw_pooling(path, as_picture(denormalise(crop)), mask.numpy(), weights)
 
 
 def as_picture(image: Tensor) -> NDArray[np.uint8]:

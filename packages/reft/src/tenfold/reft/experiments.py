@@ -29,6 +29,7 @@ from tenfold.reft.instance_images import InstanceImages
 from tenfold.reft.judging import detect, support_cache
 from tenfold.reft.model import RefT
 from tenfold.reft.network_files import StoredNetwork, inherit, load_network
+from tenfold.reft.photographs import check_photographs
 from tenfold.reft.references import References
 from tenfold.reft.sources import OwnData, Source
 from tenfold.reft.suites import BaseStage, Method, Profile
@@ -74,11 +75,16 @@ class FewShotJob:
 
 
 @dataclass(frozen=True)
+class PhotographsJob:
+    """Sampler, evaluation and pooling on bundled photographs."""
+
+
+@dataclass(frozen=True)
 class ComparisonJob:
     """All methods in pictures, and their paired differences to the first of each setting."""
 
 
-Job = BaseJob | FewShotJob | ComparisonJob
+Job = BaseJob | FewShotJob | PhotographsJob | ComparisonJob
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,9 @@ class Suite:
             key = RunKey(PAPER, self.name, "comparison", 0, dataset, "comparison", "RefT")
             runs = {str(other): self.run(other).config_hash for stage in self.jobs()[:-1] for other in stage}
             return Run(self.output, key, {"runs": runs}, is_writer=writes)
+        if isinstance(job, PhotographsJob):
+            key = RunKey(PAPER, self.name, "photographs", 0, "COCO photographs", "no training", "annotations")
+            return Run(self.output, key, {"photographs": "bundled"}, is_writer=writes)
         if isinstance(job, BaseJob):
             stage = profile.stages[job.name]
             before = "none" if stage.begins_with is None else self.run(BaseJob(stage.begins_with)).config_hash
@@ -195,6 +204,8 @@ class Suite:
         stages: list[list[Job]] = [[] for _ in range(1 + max(map(profile.depth_of, profile.stages)))]
         for name in profile.stages:
             stages[profile.depth_of(name)].append(BaseJob(name))
+        if profile.data.dataset == "digits":
+            stages[0].append(PhotographsJob())
         learning: list[Job] = []
         for learns in (True, False) if profile.judge_before else (True,):
             for method in profile.methods:
@@ -292,7 +303,12 @@ def do(suite: Suite, job: Job) -> None:
         run_base(suite, job)
     elif isinstance(job, FewShotJob):
         run_few_shot(suite, job)
-    elif suite.fabric.is_global_zero:
+    elif not suite.fabric.is_global_zero:
+        return
+    elif isinstance(job, PhotographsJob):
+        with suite.run(job) as run:
+            run.finish(check_photographs(run))
+    else:
         run_comparison(suite, job)
 
 
