@@ -17,10 +17,10 @@ from lightning_fabric import Fabric
 from tenfold.reft.batches import Batch, Supports
 from tenfold.reft.composed_digits import ComposeConfig
 from tenfold.reft.config import LossConfig, NetworkConfig, ReferenceConfig, TrainConfig
-from tenfold.reft.experiments import launch_fabric
 from tenfold.reft.model import RefT
 from tenfold.reft.profiles import DIGITS, REFERENCE_STAGE, SMALL
 from tenfold.reft.sources import Source
+from tenfold.reft.suite_runs import launch_fabric
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.runs import Run, RunKey
 

@@ -12,10 +12,10 @@ from conftest import COMPOSED, LOSSES, small_network, small_recipe
 
 from tenfold.reft.config import LossConfig, ReferenceConfig
 from tenfold.reft.episodes import Episodes
-from tenfold.reft.experiments import launch_fabric
 from tenfold.reft.judging import detect
 from tenfold.reft.profiles import DIGITS
 from tenfold.reft.sources import Source
+from tenfold.reft.suite_runs import launch_fabric
 from tenfold.reft.support_pool import SupportPool
 from tenfold.reft.training import Trainer, train_stage
 from tenfold.shared.accelerator import AcceleratorConfig

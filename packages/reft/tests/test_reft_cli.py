@@ -22,11 +22,11 @@ from tenfold.reft.annotations import load_annotations
 from tenfold.reft.bundled import bundled_annotations, bundled_images
 from tenfold.reft.cli import main
 from tenfold.reft.config import DataConfig, NetworkConfig, ReferenceConfig
-from tenfold.reft.experiments import open_source
 from tenfold.reft.model import RefT
 from tenfold.reft.network_files import StoredNetwork, load_network
 from tenfold.reft.profiles import DIGITS, PROFILES
 from tenfold.reft.sources import Source
+from tenfold.reft.suite_runs import open_source
 from tenfold.reft.suites import OFF
 from tenfold.shared.runs import load_checkpoint, save_atomically
 

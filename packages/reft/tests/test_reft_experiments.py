@@ -15,8 +15,12 @@ import pytest
 import torch
 
 from tenfold.reft.cli import chosen
+from tenfold.reft.comparison import paired
 from tenfold.reft.config import LossConfig, ReferenceConfig
-from tenfold.reft.experiments import (
+from tenfold.reft.experiments import reproduce, run_base
+from tenfold.reft.network_files import load_network
+from tenfold.reft.profiles import PROFILES
+from tenfold.reft.suite_runs import (
     BEFORE,
     BaseJob,
     ComparisonJob,
@@ -24,14 +28,9 @@ from tenfold.reft.experiments import (
     Job,
     PhotographsJob,
     Suite,
-    paired,
-    reproduce,
-    run_base,
     slug,
     with_seeds,
 )
-from tenfold.reft.network_files import load_network
-from tenfold.reft.profiles import PROFILES
 from tenfold.reft.suites import Profile
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.comparison import Reported, compare, judge, load_reported

@@ -29,10 +29,11 @@ from tenfold.reft.config import (
     TrainConfig,
 )
 from tenfold.reft.evaluation import few_shot_metrics
-from tenfold.reft.experiments import BaseJob, ComparisonJob, FewShotJob, Suite, do
+from tenfold.reft.experiments import do
 from tenfold.reft.model import RefT
 from tenfold.reft.network_files import load_network
 from tenfold.reft.profiles import PROFILES
+from tenfold.reft.suite_runs import BaseJob, ComparisonJob, FewShotJob, Suite
 from tenfold.reft.suites import BaseStage, Method, Profile
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.logging import TenfoldError

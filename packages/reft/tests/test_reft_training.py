@@ -17,12 +17,12 @@ from torch.optim import AdamW
 from tenfold.reft.batches import Batch, Supports
 from tenfold.reft.config import DistillConfig, LossConfig, ReferenceConfig, TrainConfig
 from tenfold.reft.episodes import Episodes
-from tenfold.reft.experiments import launch_fabric
 from tenfold.reft.few_shot import FewShot, base_supports, begin_few_shot
 from tenfold.reft.freezing import freeze, parameter_groups
 from tenfold.reft.judging import support_cache
 from tenfold.reft.model import RefT
 from tenfold.reft.sources import Source
+from tenfold.reft.suite_runs import launch_fabric
 from tenfold.reft.support_pool import SupportPool
 from tenfold.reft.training import Trained, Trainer, make_schedule, split, train_stage
 from tenfold.shared.accelerator import AcceleratorConfig

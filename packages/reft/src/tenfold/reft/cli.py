@@ -23,20 +23,12 @@ from tenfold.reft.config import (
     Setting,
     TrainConfig,
 )
-from tenfold.reft.experiments import (
-    MAIN_METRICS,
-    BaseJob,
-    FewShotJob,
-    Suite,
-    do,
-    judge,
-    reproduce,
-    with_seeds,
-)
+from tenfold.reft.experiments import do, judge, reproduce
 from tenfold.reft.file_commands import Compose, Convert, Sample, Segment
 from tenfold.reft.network_files import load_network, load_released
 from tenfold.reft.profiles import FEW_SHOT, PROFILES, few_shot_recipe
 from tenfold.reft.sources import OwnData
+from tenfold.reft.suite_runs import MAIN_METRICS, BaseJob, FewShotJob, Suite, with_seeds
 from tenfold.reft.suites import BaseStage, Method, Profile
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.comparison import load_reported, print_comparison

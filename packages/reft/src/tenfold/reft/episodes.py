@@ -27,7 +27,8 @@ Step = tuple[Batch, Supports | None]
 class Episodes(Dataset[Step]):
     """Batches with their supports, by the number of the update.
 
-    What an update sees depends on seed, number and rank alone, so that a run goes on exactly where it ended.
+    What an update sees depends on seed and number alone, supports on the process too, so that a run goes on exactly
+    where it ended, and an image is augmented alike whatever process has it.
 
     Args:
         instances: query images.
@@ -76,25 +77,30 @@ class Episodes(Dataset[Step]):
 
     def __getitem__(self, step: int) -> Step:
         """Share of an update's batch that this process learns from, and its supports."""
-        state = np.random.SeedSequence((self.seed, step, self.rank)).generate_state(1)
-        generator = make_generator(int(state[0]))  # torch's generators take 32 bits
-        batch = self._batch(step, generator)
+        batch = self._batch(step)
         if self.supports is None:
             return batch, None
+        generator = self._generator(step, 1, self.rank)
         classes = self._classes(batch, generator)
         return batch, self.supports.draw(classes, 1, batch.image_ids, generator)
 
-    def _batch(self, step: int, generator: torch.Generator) -> Batch:
+    def _generator(self, *place: int) -> torch.Generator:
+        state = np.random.SeedSequence((self.seed, *place)).generate_state(1)
+        return make_generator(int(state[0]))  # torch's generators take 32 bits
+
+    def _batch(self, step: int) -> Batch:
         images, masks, labels, image_ids = [], [], [], []
         first = step * self.batch_size
-        for position in range(first + self.rank, first + self.batch_size, self.processes):
-            record, image, its_masks = self._augmented(self._record(position), generator)
+        for place in range(self.rank, self.batch_size, self.processes):
+            # An image is augmented alike whatever process has it.
+            generator = self._generator(step, 0, place)
+            record, image, its_masks = self._augmented(self._record(first + place), generator)
             present = its_masks.flatten(1).any(1)
-            images.append(image)
+            images.append(normalise(image))
             masks.append(its_masks[present])
             labels.append(torch.tensor(record.labels, dtype=torch.int64)[present])
             image_ids.append(record.image_id)
-        return pad_instances(list(normalise(torch.stack(images))), masks, labels, image_ids)
+        return pad_instances(images, masks, labels, image_ids)
 
     def _augmented(self, index: int, generator: torch.Generator) -> tuple[ImageRecord, Tensor, Tensor]:
         record, image = self.instances.records[index], self.instances.decoded(index)

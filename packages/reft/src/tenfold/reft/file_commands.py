@@ -14,12 +14,12 @@ from tenfold.reft.annotations import load_annotations, read_image
 from tenfold.reft.checkpoints import check_no_leak, released_classes
 from tenfold.reft.composed_digits import ComposeConfig, compose
 from tenfold.reft.config import SHOTS, BackboneName, LossConfig, TrainConfig
-from tenfold.reft.experiments import PAPER, launch_fabric
 from tenfold.reft.few_shot_sampling import few_shot_annotations, manifest, sample_k_shots
 from tenfold.reft.figures import draw_masks
 from tenfold.reft.network_files import StoredNetwork, load_network, load_released
 from tenfold.reft.released_files import read_released
 from tenfold.reft.segmenting import Segmenter, as_coco, learn_classes, read_support_folder
+from tenfold.reft.suite_runs import PAPER, launch_fabric
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.logging import TenfoldError, get_logger
 from tenfold.shared.runs import Run, RunKey, replaced, save_atomically, write_json
