@@ -267,11 +267,11 @@ def test_feature_reference_against_a_loop_over_images_and_levels(benchmark: Benc
     reference = FeatureReference(width)
     torch.nn.init.xavier_uniform_(reference.value.weight)
     features, centres = torch.randn(IMAGES, width, 32, 32), torch.randn(classes, width)
-    references = References((centres,), torch.ones(classes, dtype=torch.bool), centres, torch.arange(classes))
+    present = torch.ones(classes, dtype=torch.bool)
 
     def ours() -> Tensor:
         with torch.no_grad():
-            found: Tensor = reference(features, references.centres[0], references.present)
+            found: Tensor = reference(features, centres, present)
             return found
 
     def theirs() -> Tensor:
@@ -297,7 +297,9 @@ def test_references_add_little_to_the_forward_pass(network: RefT, batch: Batch) 
     width = NETWORK.hidden_dim
     centres = tuple(torch.randn(CLASSES, width) for _ in range(3))
     present = torch.ones(CLASSES, dtype=torch.bool)
-    references = References(centres, present, torch.randn(512, width), torch.zeros(512, dtype=torch.int64))
+    references = References(
+        centres, present, torch.randn(512, width), torch.zeros(512).long(), torch.ones(512)
+    )
     with torch.no_grad():
         plain, referred = (lambda: network(batch.images)), (lambda: referring(batch.images, references))
         plain()
