@@ -642,8 +642,8 @@ def test_every_claim_names_runs_of_its_profile(reported: Reported, tmp_path: Pat
 def test_the_specifications_gates_of_the_quick_profile_are_claims(reported: Reported) -> None:
     """(a) bAP of RefT like Mask2Former's after the reference stage; (b) fine-tuning lifts nAP.
 
-    The specification asks for no loss and for five points; the first is within the noise of one base network, the second
-    no recipe that was tried reached: the README says so.
+    The specification asks for no loss and for five points. The first is within the noise of one base network, the
+    second no recipe that was tried reached: the README says so.
     """
     quick = [claim for claim in reported.claims if claim.profile == "quick"]
     gate = {(claim.better, claim.worse, claim.metric, claim.margin) for claim in quick}
