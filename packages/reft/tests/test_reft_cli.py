@@ -622,7 +622,7 @@ def test_files_that_are_no_released_network_are_refused(
     ("options", "message"),
     [
         (("--profile", "huge"), "unknown profile 'huge'; choose one of smoke, quick"),
-        (("--methods", "Mask R-CNN"), "no method of the profile is left; it has RefT (gfsis, 5 shots)"),
+        (("--methods", "Mask R-CNN"), "no method of the profile is left; it has RefT (gfsis, 10 shots)"),
         (("--settings", "fsis"), "no method of the profile is left"),
         (("--shots", 7), "no method of the profile is left"),
         (("--seeds", 1, 1), "give --seeds at least one number, each once"),

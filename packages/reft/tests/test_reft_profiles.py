@@ -228,7 +228,8 @@ def test_quick_is_the_specifications_task() -> None:
     assert {method.setting for method in profile.methods} == {"gfsis"}
     for method in profile.methods:
         (recipe,) = method.finetuning.values()
-        assert (recipe.steps, recipe.freeze) == (100, "none")
+        # Twice the specification's updates for twice its shots.
+        assert (recipe.steps, recipe.freeze, list(method.finetuning)) == (200, "none", [10])
     assert len(profile.seeds) >= 3
 
 
