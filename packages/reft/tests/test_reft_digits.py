@@ -579,7 +579,7 @@ def own_source(own: OwnData, tmp_path: Path) -> Source:
 
 @pytest.mark.parametrize("field", ["train", "train_images", "test", "test_images", "novel"])
 def test_own_data_needs_all_its_parts(own: OwnData, field: str, tmp_path: Path) -> None:
-    changed: dict[str, Any] = {field: () if field == "novel" else Path()}
+    changed: dict[str, Any] = {field: () if field == "novel" else None}
     source = own_source(replace(own, **changed), tmp_path)
     assert "data of your own needs --own.train, --own.train-images, --own.test" in sentence(source.check)
 

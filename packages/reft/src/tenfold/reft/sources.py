@@ -58,13 +58,13 @@ def coco_places(root: Path) -> Places:
 class OwnData:
     """Data of your own in COCO's form; use it with --data.dataset own."""
 
-    train: Path = Path()
+    train: Path | None = None
     """Annotations that train."""
-    train_images: Path = Path()
+    train_images: Path | None = None
     """Folder of their images."""
-    test: Path = Path()
+    test: Path | None = None
     """Annotations that judge."""
-    test_images: Path = Path()
+    test_images: Path | None = None
     """Folder of their images."""
     novel: tuple[int, ...] = ()
     """Numbers of the novel categories; all others are base classes."""
@@ -76,7 +76,7 @@ class OwnData:
         Raises:
             TenfoldError: not all are given.
         """
-        if Path() in (self.train, self.train_images, self.test, self.test_images) or not self.novel:
+        if not (self.train and self.train_images and self.test and self.test_images and self.novel):
             raise TenfoldError(
                 "data of your own needs --own.train, --own.train-images, --own.test, --own.test-images and --own.novel"
             )
