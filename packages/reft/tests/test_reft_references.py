@@ -415,3 +415,33 @@ def test_detached_supports_still_teach_both_references(
 def test_lists_of_support_queries_are_not_empty(changes: dict[str, int]) -> None:
     with pytest.raises(TenfoldError, match="at least 1"):
         ReferenceConfig(**changes)  # type: ignore[arg-type]
+
+
+def of_classes(count: int, per_class: int, first: int, total: int, seed: int) -> References:
+    """Random rows of ``count`` classes from ``first`` on, of ``total`` classes."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(first, first + count).repeat_interleave(per_class)
+    present = torch.zeros(total, dtype=torch.bool)
+    present[first : first + count] = True
+    rows = torch.randn(len(labels), 4, generator=generator)
+    return References(
+        (torch.zeros(total, 4),), present, rows, labels, torch.rand(len(labels), generator=generator)
+    )
+
+
+def test_limited_references_keep_the_best_of_each_class() -> None:
+    references = of_classes(3, 5, 0, 3, seed=0)
+    kept = references.limited(2)
+    for label in range(3):
+        best = references.row_scores[references.row_labels == label].sort(descending=True).values[:2]
+        assert kept.row_scores[kept.row_labels == label].tolist() == best.tolist()
+    assert references.limited(9).rows.shape == references.rows.shape
+
+
+def test_base_references_cut_to_their_share_beforehand_give_the_same_rows() -> None:
+    """What iFSIS does once, so that no update has to."""
+    base, novel = of_classes(6, 8, 0, 6, seed=1), of_classes(2, 3, 6, 8, seed=2)
+    expected = novel.with_base(base, 32)
+    found = novel.with_base(base.limited(32 // 8), 32)
+    assert len(found.rows) == 6 * 4 + 2 * 3
+    assert found.rows.sort(0).values.tolist() == expected.rows.sort(0).values.tolist()

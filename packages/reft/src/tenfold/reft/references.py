@@ -86,6 +86,13 @@ class References:
         centres = tuple(state[f"centres.{index}"] for index in range(levels))
         return References(centres, state["present"], state["rows"], state["row_labels"], state["row_scores"])
 
+    def limited(self, per_class: int) -> References:
+        """The same with at most so many rows of each class, the best ones."""
+        kept = best_of_class(self.row_labels, self.row_scores, per_class)
+        return References(
+            self.centres, self.present, self.rows[kept], self.row_labels[kept], self.row_scores[kept]
+        )
+
     def with_base(self, base: References, max_rows: int) -> References:
         """The same with the base classes, which come first and are absent here, from an earlier stage.
 
@@ -195,14 +202,25 @@ def capped_rows(rows: Tensor, labels: Tensor, scores: Tensor, max_rows: int) -> 
     """
     if len(rows) <= max_rows:
         return rows, labels, scores
+    share = max(1, max_rows // len(labels.unique()))
+    kept = best_of_class(labels, scores, share)
+    return rows[kept], labels[kept], scores[kept]
+
+
+def best_of_class(labels: Tensor, scores: Tensor, per_class: int) -> Tensor:
+    """Indices of the rows with the highest scores of each class, by class, the best first.
+
+    Args:
+        labels: of the rows, [S].
+        scores: of the rows, [S].
+        per_class: most rows of a class.
+    """
     order = scores.argsort(descending=True, stable=True)
     order = order[labels[order].argsort(stable=True)]
     counts = labels.bincount()
     first = counts.cumsum(0) - counts
     place = torch.arange(len(order), device=order.device) - first[labels[order]]
-    share = max(1, max_rows // int((counts > 0).sum()))
-    kept = order[place < share]
-    return rows[kept], labels[kept], scores[kept]
+    return order[place < per_class]
 
 
 # -- reference one ---------------------------------------------------------------------------------------

@@ -214,7 +214,9 @@ class Trainer:
         self.hooks = freeze(network, recipe.freeze, num_base)
         network = channels_last(network, fabric.device).to(fabric.device)
         if base_references is not None:
-            base_references = base_references.to(fabric.device)
+            # Cut to their share once: cutting in every update would wait for the device.
+            share = max(1, network.references.max_rows // network.num_classes)
+            base_references = base_references.to(fabric.device).limited(share)
         distill = None if teacher is None else teacher.config
         self.network = network
         objective = Objective(network, losses, base_references, distill, num_base)
