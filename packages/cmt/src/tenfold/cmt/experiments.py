@@ -1,0 +1,214 @@
+"""The runs of a suite: train methods, judge them with failing sensors, compare. A stage's jobs can run in any order."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tenfold.cmt.checkpoints import load_image_pretraining
+from tenfold.cmt.comparison import run_comparison, worse_of
+from tenfold.cmt.dataset import TestSamples, TrainingSamples
+from tenfold.cmt.decoding import Detections
+from tenfold.cmt.detector import Cmt
+from tenfold.cmt.evaluation import Scores
+from tenfold.cmt.figures import draw_detections, draw_precision_recall
+from tenfold.cmt.judging import detect_split, score
+from tenfold.cmt.network_files import StoredNetwork, load_network
+from tenfold.cmt.object_database import ObjectDatabase, build_database
+from tenfold.cmt.sample_reader import read_sample
+from tenfold.cmt.sensor_conditions import CONDITIONS
+from tenfold.cmt.suite_runs import PAPER, WORSE, ConditionJob, Job, Suite, TrainJob, condition_title
+from tenfold.cmt.suites import Method
+from tenfold.cmt.training import fade_step, train_detector
+from tenfold.cmt.training_batches import batch_order
+from tenfold.shared.logging import get_logger, progress
+from tenfold.shared.parallel import JobPool, available_cores
+from tenfold.shared.runs import Run
+from tenfold.shared.seeding import seed_everything
+
+logger = get_logger("cmt")
+
+DRAWN = 2
+"""Samples of a run that are drawn."""
+
+
+def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> list[dict[str, Any]]:
+    """Do every run of the suite that is not finished yet.
+
+    Args:
+        suite: the profile and where its runs are.
+        workers: processes that share the runs; None is one for each CPU core, eight at the most, and one on a GPU.
+        quiet: whether workers keep silent.
+
+    Returns:
+        The results of all runs, finished before or now.
+    """
+    on_cpu = suite.fabric.device.type == "cpu"
+    if on_cpu:
+        torch.set_num_threads(1)
+    if suite.fabric.world_size > 1:
+        workers = 1
+    workers = workers or (min(8, available_cores()) if on_cpu else 1)
+    stages = suite.jobs()
+    if suite.force and suite.fabric.is_global_zero:
+        for stage in stages:
+            for job in stage:
+                suite.run(job).clear()
+    if suite.fabric.is_global_zero:  # read tables once, and miss data before anything is computed
+        prepare_data(suite)
+    suite.fabric.barrier()
+    with JobPool(workers, quiet, "tenfold.cmt.experiments") as pool:
+        for stage in stages:
+            unfinished = [job for job in stage if not suite.run(job).is_finished]
+            suite.fabric.barrier()
+            done = pool.run(partial(do, suite), unfinished)
+            for _ in progress(done, f"{PAPER} {suite.name}", total=len(unfinished)):
+                suite.fabric.barrier()
+    return [suite.run(job).result or {} for stage in stages for job in stage]
+
+
+def prepare_data(suite: Suite) -> None:
+    """Scenes, indices and the database of objects, where they are missing."""
+    index = suite.train_index
+    if suite.test_index and any(method.augment.ground_truth_sampling for method in suite.profile.methods):
+        for method in suite.profile.methods:
+            open_database(suite, method, index.root)
+
+
+def open_database(suite: Suite, method: Method, root: Path) -> ObjectDatabase | None:
+    """Objects to paste, collected from the training split once; None for a method that pastes none."""
+    if not method.augment.ground_truth_sampling:
+        return None
+    folder = suite.output / PAPER / "objects"
+    return build_database(
+        suite.train_index,
+        root,
+        suite.profile.data.sweeps,
+        method.network.reads_images,
+        folder,
+        available_cores(),
+    )
+
+
+def do(suite: Suite, job: Job) -> None:
+    """Do one job."""
+    if isinstance(job, TrainJob):
+        train_method(suite, job)
+    elif isinstance(job, ConditionJob):
+        judge_condition(suite, job)
+    elif suite.fabric.is_global_zero:
+        run_comparison(suite, job)
+
+
+def train_method(suite: Suite, job: TrainJob) -> None:
+    """Train a network, judge it with all its sensors, keep it and draw what it finds."""
+    method, fabric, data = suite.method(job.method), suite.fabric, suite.profile.data
+    with suite.run(job) as run:
+        seed_everything(job.seed)
+        network = Cmt(method.network)
+        if suite.image_weights is not None and method.network.reads_images:
+            report = load_image_pretraining(network.img_backbone, suite.image_weights)
+            logger.info("image backbone: %d tensors loaded, %d ignored", report.loaded, report.ignored)
+        index = suite.train_index
+        order = batch_order(index, data, method.train.batch_size, job.seed)
+        samples = TrainingSamples(
+            index.root,
+            index,
+            method.network,
+            data,
+            method.augment,
+            job.seed,
+            open_database(suite, method, index.root),
+            fade_step(method.train, order.steps_per_epoch),
+        )
+        trained = train_detector(
+            network, samples, order, method.train, method.losses, fabric, run, suite.accelerator.compile
+        )
+        network.to(fabric.device)
+        found, tested = judge(suite, network, "both")
+        run.save_artifact("model.pt", StoredNetwork(network, data, suite.profile.scenes).content())
+        if not fabric.is_global_zero:
+            return
+        scores = score(tested, found)
+        if job.seed == suite.profile.seeds[0]:
+            draw_findings(run, tested, found, scores, method.name)
+        logger.info("%s: %s", run.directory.name, shown(scores))
+        metrics = {**scores.metrics(), "share of mAP": 100.0, "share of NDS": 100.0}
+        run.finish({**metrics, **trained.losses}, trained.samples_per_second, "samples/s")
+
+
+def judge(suite: Suite, network: Cmt, condition: str) -> tuple[dict[str, Detections], TestSamples]:
+    """What a network finds in the test split under a condition."""
+    index = suite.test_index
+    samples = TestSamples(index.root, index, network.network, suite.profile.data, CONDITIONS[condition])
+    return detect_split(network, samples, suite.fabric), samples
+
+
+def judge_condition(suite: Suite, job: ConditionJob) -> None:
+    """Judge a trained network with failing sensors."""
+    trained = suite.run(TrainJob(job.method, job.seed))
+    whole = (trained.result or {"metrics": {}})["metrics"]
+    with suite.run(job) as run:
+        if job.condition == WORSE:
+            run.finish(worse_of(suite, job))
+            return
+        network = load_network(trained.directory / "model.pt").network.to(suite.fabric.device)
+        found, tested = judge(suite, network, job.condition)
+        if not suite.fabric.is_global_zero:
+            return
+        scores = score(tested, found)
+        if job.seed == suite.profile.seeds[0]:
+            draw_findings(run, tested, found, scores, f"{job.method}, {condition_title(job.condition)}")
+        logger.info("%s: %s", run.directory.name, shown(scores))
+        run.finish({**scores.metrics(), **shares(scores.metrics(), whole)})
+
+
+def shares(metrics: dict[str, float], whole: dict[str, float]) -> dict[str, float]:
+    """How much of mAP and NDS is left, in per cent of those with all sensors."""
+    return {
+        f"share of {name}": 100 * metrics[name] / whole[name]
+        for name in ("mAP", "NDS")
+        if whole.get(name, 0) > 0
+    }
+
+
+def shown(scores: Scores) -> str:
+    """Two numbers for the log."""
+    return f"mAP {100 * scores.mean_ap:.1f}, NDS {100 * scores.detection_score:.1f}"
+
+
+def draw_findings(
+    run: Run, samples: TestSamples, found: dict[str, Detections], scores: Scores, title: str
+) -> None:
+    """Boxes in cameras and from above beside the truth, and precision over recall."""
+    count = len(samples.index)
+    network = samples.network
+    for number, place in enumerate(dict.fromkeys((0, count // 2))):
+        keyframe = samples.index.keyframes[place]
+        sample = read_sample(
+            samples.root,
+            keyframe,
+            samples.data.sweeps,
+            network.reads_points and samples.condition.points,
+            network.reads_images and samples.condition.images,
+            training=True,
+        )
+        with run.figure(
+            f"sample-{number}.png", f"{title}: boxes in the cameras, and from above beside the truth"
+        ) as path:
+            draw_detections(
+                path,
+                sample.images,
+                sample.lidar2image,
+                sample.points,
+                sample.boxes,
+                sample.labels,
+                found[keyframe.token],
+                title,
+                network.lidar.point_range,
+            )
+    with run.figure("precision-recall.png", f"{title}: precision over recall") as path:
+        draw_precision_recall(path, {title: scores.mean_curves()}, title)
