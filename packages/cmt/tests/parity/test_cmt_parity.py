@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tenfold.cmt.assignment import assign, box_costs, class_costs, column_weights, matching_costs
 from tenfold.cmt.bev_backbone import Second, SecondFpn
-from tenfold.cmt.box_coding import CODE_SIZE, box_codes, encode_boxes
-from tenfold.cmt.config import CLASSES, HeadConfig, ImageConfig, LidarConfig, LossConfig
+from tenfold.cmt.box_coding import box_codes, encode_boxes
+from tenfold.cmt.config import CLASSES, CODE_SIZE, HeadConfig, ImageConfig, LidarConfig, LossConfig
 from tenfold.cmt.coordinate_encoding import (
     MapEncoding,
     RayEncoding,

@@ -7,9 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-CODE_SIZE = 10
-"""cx, cy, log length, log width, cz, log height, sin yaw, cos yaw, vx, vy."""
-
 
 def encode_boxes(boxes: Tensor) -> Tensor:
     """Codes [..., 10] of boxes [..., 9]; the centre is metric, and in the middle of the height.

@@ -28,7 +28,7 @@ def class_balanced_indices(
         [M]: places in ``keyframes``, to be shuffled. nuScenes' 28,130 become about 123,580.
 
     Raises:
-        TenfoldError: no keyframe holds an object.
+        TenfoldError: no keyframe holds an object, or there are too few to draw any.
     """
     labels = [frame.labels if isinstance(frame, Keyframe) else frame for frame in keyframes]
     holds = np.zeros((len(labels), len(CLASSES)), dtype=np.bool_)
@@ -44,4 +44,7 @@ def class_balanced_indices(
         generator.choice(np.flatnonzero(holds[:, c]), int(counts[c] * (1 / len(CLASSES) / shares[c])))
         for c in np.flatnonzero(counts)
     ]
-    return np.concatenate(drawn)
+    chosen = np.concatenate(drawn)
+    if not len(chosen):
+        raise TenfoldError("there are too few keyframes to balance classes; set class_balanced to False")
+    return chosen

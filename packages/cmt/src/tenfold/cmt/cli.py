@@ -104,6 +104,8 @@ def chosen(
     if not methods or (names is not None and len(methods) < len(set(names))):
         known = ", ".join(repr(method.name) for method in profile.methods)
         raise TenfoldError(f"--methods are some of the profile's: {known}")
+    if accumulate < 1:
+        raise TenfoldError(f"--accumulate is at least 1, not {accumulate}")
     if conditions is not None:
         methods = [replace(method, conditions=conditions) for method in methods]
     methods = [
@@ -122,6 +124,7 @@ class Train:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     data: DataConfig = field(default_factory=DataConfig)
     scenes: SceneConfig = field(default_factory=SceneConfig)
+    """Of procedural data; version and splits are theirs, and classes are not balanced."""
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 0
     """Of first weights, order, augmentation and noise."""

@@ -28,6 +28,8 @@ CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BA
 """Cameras in the order of image tokens."""
 POINT_FEATURES = 5
 """x, y, z in metres, intensity, and the time lag to the keyframe in seconds."""
+CODE_SIZE = 10
+"""cx, cy, log length, log width, cz, log height, sin yaw, cos yaw, vx, vy."""
 BOX_SIZE = 9
 """x, y, z of the bottom, length, width, height, yaw, and velocity in x and y."""
 
@@ -69,6 +71,8 @@ class LidarConfig:
         low, high = self.point_range[:3], self.point_range[3:]
         if any(upper <= lower for lower, upper in zip(low, high, strict=True)):
             raise TenfoldError(f"the point range {self.point_range} is empty; give least values first")
+        if min(self.max_points_per_voxel, self.max_voxels_train, self.max_voxels_test) < 1:
+            raise TenfoldError("voxels and their points are at least 1")
         if any(size <= 0 for size in self.voxel_size):
             raise TenfoldError(f"voxels have a positive size, unlike {self.voxel_size}")
         if self.cells is not None and any(count < 1 for count in self.cells):
@@ -130,6 +134,8 @@ class ImageConfig:
             raise TenfoldError(f"images have multiples of 32 pixels, unlike {self.size[0]} x {self.size[1]}")
         if not 0 < self.resize_train[0] <= self.resize_train[1] or self.resize_test <= 0:
             raise TenfoldError("limits of the scale are positive, the lesser first")
+        if not 0 <= self.flip <= 1 or not 0 <= self.grid_mask <= 1:
+            raise TenfoldError("flip and grid_mask are probabilities, from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class HeadConfig:
     depth_bins: int = 64
     """Points along the ray of a pixel."""
     task_kernel: int = 1
-    """Kernel of the task heads' first convolution over the queries; the released CMT-L has 3."""
+    """Kernel of the task heads' convolutions over the queries; the released CMT-L has 3."""
     task_channels: int = 64
     """Width inside a task head."""
     regression_order: Literal["official", "natural"] = "official"
@@ -158,15 +164,19 @@ class HeadConfig:
     query_start: Literal["uniform", "grid"] = "uniform"
     """Where learnt reference points begin: drawn at random, or on a level grid at half height."""
     image_position: bool = True
-    """False: image tokens have no position (ablation)."""
+    """False: pixels have no position, neither as tokens nor in queries (ablation)."""
     bev_position: bool = True
-    """False: tokens of the map have no position (ablation)."""
+    """False: cells of the map have no position, neither as tokens nor in queries (ablation)."""
     guided_queries: bool = True
     """False: queries are embedded by a learnt table instead of by their points (ablation)."""
     aligned_start: bool = False
     """Begin with attention that looks near the queries' own points; for short runs, not the paper's."""
 
     def __post_init__(self) -> None:
+        if min(self.heads, self.layers, self.queries, self.depth_bins, self.task_channels) < 1:
+            raise TenfoldError("heads, layers, queries, depth_bins and task_channels are at least 1")
+        if not 0 <= self.dropout < 1:
+            raise TenfoldError(f"dropout is a probability below 1, unlike {self.dropout}")
         if self.hidden % self.heads or self.hidden % 4:
             raise TenfoldError(
                 f"the width {self.hidden} is a multiple of 4 and of the number of heads, {self.heads}"
@@ -220,6 +230,12 @@ class LossConfig:
     """Length of the noise beyond which a noised query is background."""
     denoising_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if len(self.code_weights) != CODE_SIZE:
+            raise TenfoldError(f"code_weights has a weight for each of the {CODE_SIZE} columns of a box")
+        if self.denoising_groups < 0:
+            raise TenfoldError("denoising_groups is not negative; 0 is no denoising")
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -247,8 +263,13 @@ class AugmentConfig:
     """Rotate boxes against the images, as the released camera configuration does by mistake."""
 
     def __post_init__(self) -> None:
-        if self.drop_images + self.drop_points > 1:
-            raise TenfoldError("probabilities of dropping images and points add up to at most 1")
+        chances = (self.flip_x, self.flip_y, self.drop_images, self.drop_points)
+        if min(chances) < 0 or max(chances) > 1 or self.drop_images + self.drop_points > 1:
+            raise TenfoldError(
+                "flips and drops are probabilities, from 0 to 1, those of dropping images and points 1 at most together"
+            )
+        if not 0 < self.scale[0] <= self.scale[1] or self.rotation[0] > self.rotation[1]:
+            raise TenfoldError("limits of scale and rotation ascend, and scales are positive")
 
 
 NO_AUGMENTATION = AugmentConfig((0.0, 0.0), (1.0, 1.0), 0.0, 0.0, 0.0, False, 0.0, 0.0, False)
@@ -273,6 +294,10 @@ class DataConfig:
     """Processes that read samples; 0 reads them in the process that learns."""
     in_memory: bool = False
     """Keep samples in memory after they were read once; for small sets without augmentation."""
+
+    def __post_init__(self) -> None:
+        if self.sweeps < 0 or self.workers < 0:
+            raise TenfoldError("sweeps and workers are not negative")
 
 
 @dataclass(frozen=True)
@@ -312,10 +337,10 @@ class TrainConfig:
     """The same as a part of all updates, where steps are counted."""
     log_every: int = 50
     """Updates."""
-    log_gradient_norm: bool = True
-    """Keep the norm of the gradient before it is clipped."""
 
     def __post_init__(self) -> None:
+        if self.lr <= 0 or self.clip <= 0 or not 0 < self.warm_part < 1 or not 0 <= self.fade_part <= 1:
+            raise TenfoldError("lr and clip are positive, warm_part and fade_part parts of the training")
         if self.batch_size < 1 or self.accumulate < 1 or self.log_every < 1:
             raise TenfoldError("batch_size, accumulate and log_every are at least 1")
         if self.steps < 0 or (self.steps == 0 and self.epochs < 1):

@@ -127,7 +127,7 @@ class RayEncoding(nn.Sequential):
             nn.Linear(3 * depths, 4 * hidden), nn.ReLU(inplace=True), nn.Linear(4 * hidden, hidden)
         )
         step = (point_range[3] - 1) / depths
-        low, high = torch.tensor(point_range[:3]), torch.tensor(point_range[3:])
+        low, high = torch.tensor(point_range, dtype=torch.float32).chunk(2)
         self.register_buffer("depths", 1 + step * torch.arange(depths), persistent=False)
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("extent", high - low, persistent=False)

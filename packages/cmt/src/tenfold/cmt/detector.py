@@ -52,6 +52,12 @@ class Cmt(nn.Module):
         )
 
     @property
+    def dense_parts(self) -> list[nn.Module]:
+        """Parts whose shapes do not depend on the points: convolutions on images and on the map."""
+        names = ("img_backbone", "img_neck", "pts_backbone", "pts_neck")
+        return [module for name, module in self.named_children() if name in names]
+
+    @property
     def head(self) -> HeadConfig:
         """Sizes and switches of the head."""
         return self.network.head

@@ -24,7 +24,7 @@ from tenfold.cmt.suite_runs import PAPER, WORSE, ConditionJob, Job, Suite, Train
 from tenfold.cmt.suites import Method
 from tenfold.cmt.training import fade_step, train_detector
 from tenfold.cmt.training_batches import batch_order
-from tenfold.shared.logging import get_logger, progress
+from tenfold.shared.logging import TenfoldError, get_logger, progress
 from tenfold.shared.parallel import JobPool, available_cores
 from tenfold.shared.runs import Run
 from tenfold.shared.seeding import seed_everything
@@ -71,11 +71,22 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
 
 
 def prepare_data(suite: Suite) -> None:
-    """Scenes, indices and the database of objects, where they are missing."""
-    index = suite.train_index
-    if suite.test_index and any(method.augment.ground_truth_sampling for method in suite.profile.methods):
-        for method in suite.profile.methods:
-            open_database(suite, method, index.root)
+    """Scenes, indices and the database of objects, where they are missing.
+
+    Raises:
+        TenfoldError: data or first weights are missing.
+    """
+    for method in suite.profile.methods:
+        network = method.network
+        if network.reads_images and network.image.batch_norm == "evaluation" and suite.image_weights is None:
+            raise TenfoldError(
+                f"{method.name} needs pretrained weights in its image backbone: give --image-weights FILE "
+                "(fcos3d_vovnet_imgbackbone-remapped.pth for V-99, nuim_r50.pth for ResNet-50), or train one from "
+                "random weights with batch_norm training"
+            )
+    index, _ = suite.train_index, suite.test_index
+    for method in suite.profile.methods:
+        open_database(suite, method, index.root)
 
 
 def open_database(suite: Suite, method: Method, root: Path) -> ObjectDatabase | None:

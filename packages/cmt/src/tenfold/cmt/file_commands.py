@@ -117,9 +117,10 @@ class Convert:
     """The file to write."""
 
     def run(self) -> int:
-        if self.configuration not in PROFILES:
+        known = [name for name, one in PROFILES.items() if one.scenes is None]
+        if self.configuration not in known:
             raise TenfoldError(
-                f"unknown configuration {self.configuration!r}; choose one of {', '.join(PROFILES)}"
+                f"unknown configuration {self.configuration!r}; choose one of {', '.join(known)}"
             )
         profile = PROFILES[self.configuration]
         network = Cmt(profile.methods[0].network)

@@ -80,7 +80,7 @@ class CmtHead(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.modality = config, modality
-        low, high = torch.tensor(point_range[:3]), torch.tensor(point_range[3:])
+        low, high = torch.tensor(point_range, dtype=torch.float32).chunk(2)
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("extent", high - low, persistent=False)
         if modality != "camera":
@@ -101,6 +101,13 @@ class CmtHead(nn.Module):
         )
         if config.aligned_start:
             self._align()
+        self.freeze_unused()
+
+    def freeze_unused(self) -> None:
+        """No gradients for encodings that a switch leaves out: several processes would wait for them."""
+        self.bev_embedding.requires_grad_(self.config.bev_position)
+        if self.modality != "lidar":
+            self.rv_embedding.requires_grad_(self.config.image_position)
 
     def forward(
         self,
@@ -133,28 +140,17 @@ class CmtHead(nn.Module):
         denoising: Denoising | None,
         dtype: torch.dtype | None,
     ) -> Predictions:
-        tokens, positions = [], []
-        image2lidar = None
+        image2lidar = None if lidar2image is None else inverse(lidar2image)
+        parts = []
         if bev is not None:
-            cells = self.shared_conv(bev.to(self.low.dtype))
-            batch, _, rows, columns = cells.shape
-            tokens.append(cells.flatten(2).transpose(1, 2))
-            encoded = self.bev_embedding.of_map(rows, columns).expand(batch, -1, -1)
-            positions.append(encoded if self.config.bev_position else torch.zeros_like(encoded))
-        if image_features is not None and lidar2image is not None:
-            image2lidar = inverse(lidar2image)
-            batch, cameras = lidar2image.shape[:2]
-            seen = image_features.to(self.low.dtype).unflatten(0, (batch, cameras))  # [B, V, D, h, w]
-            tokens.append(seen.flatten(3).permute(0, 1, 3, 2).flatten(1, 2))
-            height, width = seen.shape[-2:]
-            encoded = self.rv_embedding.of_image((height, width), image_size, image2lidar).flatten(1, 3)
-            positions.append(encoded if self.config.image_position else torch.zeros_like(encoded))
-        points = self.points(len(tokens[0]), denoising)
+            parts.append(self._map_tokens(bev))
+        if image_features is not None and image2lidar is not None:
+            parts.append(self._image_tokens(image_features, image2lidar, image_size))
+        tokens, positions = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        points = self.points(len(tokens), denoising)
         embedded = self.embed_queries(points, lidar2image, image2lidar, image_size)
         allowed = None if denoising is None else denoising.allowed(self.config.queries)
-        queries = self.transformer.decoder(
-            embedded, torch.cat(tokens, dim=1), torch.cat(positions, dim=1), allowed, dtype
-        )
+        queries = self.transformer.decoder(embedded, tokens, positions, allowed, dtype)
         outputs = self.to_metres(self.task_heads[0](queries), points)
         if denoising is None:
             return Predictions(outputs)
@@ -163,6 +159,25 @@ class CmtHead(nn.Module):
             {name: value[:, :, size:] for name, value in outputs.items()},
             {name: value[:, :, :size] for name, value in outputs.items()},
         )
+
+    def _map_tokens(self, bev: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of the map's cells, row by row, and their positions, [B, H W, D]."""
+        cells = self.shared_conv(bev.to(self.low.dtype))
+        tokens = cells.flatten(2).transpose(1, 2)
+        if not self.config.bev_position:
+            return tokens, torch.zeros_like(tokens)
+        return tokens, self.bev_embedding.of_map(*cells.shape[2:]).expand_as(tokens)
+
+    def _image_tokens(
+        self, features: Tensor, image2lidar: Tensor, image_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens of the cameras' pixels, camera by camera and row by row, and their positions, [B, V h w, D]."""
+        seen = features.to(self.low.dtype).unflatten(0, image2lidar.shape[:2])  # [B, V, D, h, w]
+        tokens = seen.flatten(3).permute(0, 1, 3, 2).flatten(1, 2)
+        if not self.config.image_position:
+            return tokens, torch.zeros_like(tokens)
+        height, width = seen.shape[-2:]
+        return tokens, self.rv_embedding.of_image((height, width), image_size, image2lidar).flatten(1, 3)
 
     def points(self, batch: int, denoising: Denoising | None = None) -> Tensor:
         """Points of all queries in [0, 1], [B, Q, 3], the noised ones first."""

@@ -97,10 +97,12 @@ def detection_losses(
         config.box_weight / max(1, found.count)
     )
     rows = [class_losses, box_losses]
+    # All processes ask for the mean, also one whose samples have no box.
+    noised = mean_over_processes(0 if denoising is None else denoising.total, fabric, codes.device)
     if denoising is None or predictions.noised is None:
         rows += [torch.zeros_like(class_losses)] * 2
     else:
-        rows += denoising_losses(predictions.noised, denoising, config, head, weights, fabric)
+        rows += denoising_losses(predictions.noised, denoising, config, head, weights, noised)
     return torch.nan_to_num(torch.stack(rows))
 
 
@@ -110,18 +112,26 @@ def denoising_losses(
     config: LossConfig,
     head: HeadConfig,
     weights: Tensor,
-    fabric: Fabric | None = None,
+    box_norm: Tensor | int,
 ) -> list[Tensor]:
-    """Class and box losses of noised queries, [L] each; a query too far from its box still learns the box."""
+    """Class and box losses of noised queries, [L] each; a query too far from its box still learns the box.
+
+    Args:
+        outputs: of the noised queries, after every layer.
+        denoising: where they come from.
+        config: weights.
+        head: the order of outputs.
+        weights: [10], of the columns of a box.
+        box_norm: what box losses are divided by.
+    """
     codes, logits = box_codes(outputs, head.regression_order), outputs["cls_logits"]
     real = denoising.labels != EMPTY
     class_norm = max(1.0, denoising.total * SPHERE * config.noise_split**3)
     class_losses = focal_loss(logits, denoising.labels[None], real, config)
     box_losses = box_loss(codes, encode_boxes(denoising.boxes)[None], real[None], weights)
-    total = mean_over_processes(denoising.total, fabric, codes.device)
     return [
         class_losses * (config.denoising_weight * config.class_weight / class_norm),
-        box_losses * (config.denoising_weight * config.box_weight / total),
+        box_losses * (config.denoising_weight * config.box_weight / box_norm),
     ]
 
 
@@ -129,7 +139,7 @@ def mean_over_processes(count: int, fabric: Fabric | None, device: torch.device)
     """A count's mean over processes, at least 1."""
     if fabric is None or fabric.world_size == 1:
         return max(1, count)
-    own = torch.tensor(float(count)).to(device, non_blocking=True)
+    own = torch.full((), float(count), device=device)
     return fabric.all_reduce(own, reduce_op="mean").clamp(min=1)  # type: ignore[union-attr]
 
 

@@ -192,6 +192,7 @@ def resolve_backend(name: SparseBackend, device: torch.device) -> Backend:
     return "spconv"
 
 
+@lru_cache(maxsize=8)
 def _spconv_runs_on(device: torch.device) -> bool:
     if find_spec("spconv") is None:
         return False

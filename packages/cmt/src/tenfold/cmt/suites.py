@@ -26,6 +26,10 @@ class Method:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.conditions if name not in CONDITIONS or name == "both"]:
             raise TenfoldError(f"{unknown[0]!r} is no further condition; choose from {', '.join(CONDITIONS)}")
+        if len(set(self.conditions)) < len(self.conditions):
+            raise TenfoldError("give each condition once")
+        if self.losses.denoising_groups and not self.network.head.guided_queries:
+            raise TenfoldError("noised queries are points: set denoising_groups to 0 where queries are free")
 
 
 @dataclass(frozen=True)

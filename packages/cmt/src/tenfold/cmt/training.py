@@ -123,7 +123,7 @@ def train_detector(
         compile_network: with torch.compile, the branches that have fixed shapes.
 
     Raises:
-        TenfoldError: batches cannot be divided, or the loss is no number any more.
+        TenfoldError: batches cannot be divided, or the gradient is no number any more.
     """
     steps = total_steps(train, order.steps_per_epoch)
     trainer = Trainer(network, train, losses, fabric, steps, samples.seed, compile_network)
@@ -154,9 +154,10 @@ def train_detector(
         total: Any = fabric.all_reduce(sums, reduce_op="mean")
         means = dict(zip(LOGGED, (total / since).tolist(), strict=True))
         sums, since = torch.zeros_like(sums), 0
-        if not math.isfinite(means["loss"]):
+        # Losses and queries that are no numbers count 0, gradients tell; scaled ones overflow now and then.
+        if not math.isfinite(means["loss"]) or not (trainer.scales or math.isfinite(means["gradient_norm"])):
             raise TenfoldError(
-                f"the loss is no number any more at update {step + 1}; lower the learning rate"
+                f"the gradient is no number any more at update {step + 1}; lower the learning rate"
             )
         run.log(step + 1, lr=trainer.optimizer.param_groups[0]["lr"], **means)
         if run.is_checkpoint_due and not last:
@@ -176,7 +177,7 @@ class Trainer:
         losses: weights, and denoising.
         fabric: launched.
         steps: updates of the whole training.
-        seed: of noise and grid masks.
+        seed: of noise, dropout and grid masks.
         compile_network: with torch.compile.
     """
 
@@ -196,8 +197,12 @@ class Trainer:
                 f"{fabric.world_size} processes; change either"
             )
         self.network, self.train, self.fabric, self.seed = network, train, fabric, seed
-        channels_last(network, fabric.device).to(fabric.device)
-        self.optimizer = AdamW(parameter_groups(network, train), lr=train.lr, fused=True)
+        for part in network.dense_parts:  # sparse kernels have five dimensions
+            channels_last(part, fabric.device)
+        network.to(fabric.device)
+        self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None
+        # A fused optimiser unscales half-precision gradients itself, too late for clipping.
+        self.optimizer = AdamW(parameter_groups(network, train), lr=train.lr, fused=not self.scales)
         self.schedule = CyclicSchedule(self.optimizer, train, steps)
         if compile_network:
             compile_branches(network)
@@ -221,7 +226,9 @@ class Trainer:
         summed = torch.zeros(1 + len(LOSSES), device=self.fabric.device)
         for place, batch in enumerate(parts):
             state = np.random.SeedSequence((self.seed, step, place, self.fabric.global_rank, 1))
-            self.generator.manual_seed(int(state.generate_state(1)[0]))
+            noise_seed, dropout_seed = (int(word) for word in state.generate_state(2))
+            self.generator.manual_seed(noise_seed)
+            torch.manual_seed(dropout_seed)
             given = Given(batch, self.generator, self._mask(step))
             with self.fabric.no_backward_sync(self.objective, enabled=place < count - 1):
                 found = self.objective(given)
@@ -282,6 +289,5 @@ def parameter_groups(network: Cmt, train: TrainConfig) -> list[dict[str, Any]]:
 
 def compile_branches(network: Cmt) -> None:
     """torch.compile the parts whose shapes do not change from batch to batch; the rest has as many rows as voxels."""
-    for name in ("img_backbone", "img_neck", "pts_backbone", "pts_neck"):
-        if name in dict(network.named_children()):
-            getattr(network, name).compile()
+    for part in network.dense_parts:
+        part.compile()
