@@ -1,4 +1,4 @@
-"""Command line: ``tenfold-cmt reproduce | train | evaluate | robustness | detect | generate-scenes | convert``."""
+"""Command line: ``tenfold-cmt reproduce | prepare | train | evaluate | robustness | detect | ...``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from tenfold.cmt.config import AugmentConfig, DataConfig, LossConfig, NetworkConfig, TrainConfig
-from tenfold.cmt.experiments import do, judge, prepare_data, reproduce
+from tenfold.cmt.experiments import collect_data, do, judge, prepare_data, reproduce
+from tenfold.cmt.figures import draw_sensor_loss
 from tenfold.cmt.file_commands import Accelerator, Convert, Detect, GenerateScenes, Quiet, data_root
+from tenfold.cmt.judging import BATCH_SIZE, as_submission, detections_per_second, score
 from tenfold.cmt.network_files import StoredNetwork, load_network
 from tenfold.cmt.procedural_scenes import SceneConfig
 from tenfold.cmt.profiles import PROFILES
 from tenfold.cmt.sensor_conditions import CONDITIONS
+from tenfold.cmt.submission import write_submission
 from tenfold.cmt.suite_runs import MAIN_METRICS, Suite, TrainJob, condition_title, slug
 from tenfold.cmt.suites import Method, Profile
 from tenfold.shared.accelerator import AcceleratorConfig
@@ -116,6 +119,33 @@ def chosen(
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """Read a profile's tables, generate its scenes and collect the objects it pastes, before many processes start."""
+
+    profile: str
+    """Which suite."""
+    output: Path = Path("runs")
+    """Directory of all runs, of generated scenes, indices and objects to paste."""
+    data_root: Path | None = None
+    """Folder with data sets, nuScenes in `nuscenes`; by default $TENFOLD_DATA, else ./data."""
+
+    def run(self) -> int:
+        device = AcceleratorConfig(device="cpu")
+        suite = Suite(
+            self.profile,
+            find_profile(self.profile),
+            self.output,
+            data_root(self.data_root),
+            accelerator=device,
+        )
+        collect_data(suite)
+        logger.info(
+            "%d keyframes to learn, %d to be judged on", len(suite.train_index), len(suite.test_index)
+        )
+        return 0
+
+
+@dataclass(frozen=True)
 class Train:
     """Train one network, with every hyperparameter, and judge it with all its sensors."""
 
@@ -198,6 +228,10 @@ class Evaluate:
     """Where scenes are generated."""
     results: Path | None = None
     """Folder for submissions in nuScenes' form, all scores, and a picture of them."""
+    batch_size: int = BATCH_SIZE
+    """Samples at a time."""
+    fps: bool = False
+    """Time the network too, one sample at a time."""
     workers: int = 4
     """Processes that read samples."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
@@ -205,20 +239,20 @@ class Evaluate:
     """Only warnings and errors."""
 
     def run(self) -> int:
-        from tenfold.cmt.figures import draw_sensor_loss
-        from tenfold.cmt.judging import as_submission, score
-        from tenfold.cmt.submission import write_submission
-
         if unknown := [name for name in self.conditions if name not in CONDITIONS]:
             raise TenfoldError(f"{unknown[0]!r} is no condition; choose from {', '.join(CONDITIONS)}")
         suite, stored = self._suite()
         network = stored.network.to(suite.fabric.device)
         shape, found = network.network, {}
         for name in self.conditions:
-            detections, samples = judge(suite, network, name)
+            detections, samples = judge(suite, network, name, self.batch_size)
             if not suite.fabric.is_global_zero:
                 continue
             found[condition_title(name)] = score(samples, detections).metrics()
+            if self.fps:
+                speed = detections_per_second(network, samples, suite.fabric)
+                found[condition_title(name)]["FPS"] = speed
+                logger.info("%s: %.1f samples a second", condition_title(name), speed)
             if self.results is not None:
                 path = self.results / f"submission-{slug(name)}.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +289,7 @@ class Robustness(Evaluate):
     conditions: tyro.conf.Suppress[tuple[str, ...]] = tuple(CONDITIONS)
 
 
-Commands = Reproduce | Train | Evaluate | Robustness | Detect | GenerateScenes | Convert
+Commands = Reproduce | Prepare | Train | Evaluate | Robustness | Detect | GenerateScenes | Convert
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from tenfold.cmt.decoding import Detections
 from tenfold.cmt.detector import Cmt
 from tenfold.cmt.evaluation import Scores
 from tenfold.cmt.figures import draw_detections, draw_precision_recall
-from tenfold.cmt.judging import detect_split, score
+from tenfold.cmt.judging import BATCH_SIZE, detect_split, detections_per_second, score
 from tenfold.cmt.network_files import StoredNetwork, load_network
 from tenfold.cmt.object_database import ObjectDatabase, build_database
 from tenfold.cmt.sample_reader import read_sample
@@ -71,7 +71,7 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
 
 
 def prepare_data(suite: Suite) -> None:
-    """Scenes, indices and the database of objects, where they are missing.
+    """All that runs need, made where it is missing.
 
     Raises:
         TenfoldError: data or first weights are missing.
@@ -84,6 +84,11 @@ def prepare_data(suite: Suite) -> None:
                 "(fcos3d_vovnet_imgbackbone-remapped.pth for V-99, nuim_r50.pth for ResNet-50), or train one from "
                 "random weights with batch_norm training"
             )
+    collect_data(suite)
+
+
+def collect_data(suite: Suite) -> None:
+    """Scenes, indices and the database of objects, where they are missing."""
     index, _ = suite.train_index, suite.test_index
     for method in suite.profile.methods:
         open_database(suite, method, index.root)
@@ -148,14 +153,18 @@ def train_method(suite: Suite, job: TrainJob) -> None:
             draw_findings(run, tested, found, scores, method.name)
         logger.info("%s: %s", run.directory.name, shown(scores))
         metrics = {**scores.metrics(), "share of mAP": 100.0, "share of NDS": 100.0}
+        if fabric.device.type == "cuda":
+            metrics["FPS"] = detections_per_second(network, tested, fabric)
         run.finish({**metrics, **trained.losses}, trained.samples_per_second, "samples/s")
 
 
-def judge(suite: Suite, network: Cmt, condition: str) -> tuple[dict[str, Detections], TestSamples]:
+def judge(
+    suite: Suite, network: Cmt, condition: str, batch_size: int = BATCH_SIZE
+) -> tuple[dict[str, Detections], TestSamples]:
     """What a network finds in the test split under a condition."""
     index = suite.test_index
     samples = TestSamples(index.root, index, network.network, suite.profile.data, CONDITIONS[condition])
-    return detect_split(network, samples, suite.fabric), samples
+    return detect_split(network, samples, suite.fabric, batch_size), samples
 
 
 def judge_condition(suite: Suite, job: ConditionJob) -> None:

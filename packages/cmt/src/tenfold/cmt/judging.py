@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from tenfold.cmt.decoding import Detections
 from tenfold.cmt.detector import Cmt
 from tenfold.cmt.evaluation import Evaluator, Scores
 from tenfold.cmt.evaluation_batches import evaluation_loader
+from tenfold.cmt.samples import collate
 from tenfold.cmt.submission import submission_boxes
 from tenfold.shared.logging import progress
 
 BATCH_SIZE = 4
+WARM_UP = 3
 
 
 @torch.no_grad()
@@ -46,6 +49,34 @@ def detect_split(
     parts: list[Any] = [None] * fabric.world_size
     torch.distributed.all_gather_object(parts, found)
     return {token: one for part in parts for token, one in part.items()}
+
+
+@torch.no_grad()
+def detections_per_second(network: Cmt, samples: TestSamples, fabric: Fabric, repeats: int = 20) -> float:
+    """Samples a second, one at a time, from tensors on the device to boxes; after a few to warm up.
+
+    Args:
+        network: on Fabric's device.
+        samples: of which the first is used.
+        fabric: launched.
+        repeats: how often it is detected in.
+    """
+    network.eval()
+    batch = collate([samples[0]]).to(fabric.device)
+
+    def seconds(count: int) -> float:
+        with fabric.autocast():
+            if fabric.device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            for _ in range(count):
+                network.detect(batch)
+            if fabric.device.type == "cuda":
+                torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    seconds(WARM_UP)
+    return repeats / seconds(repeats)
 
 
 def as_submission(samples: TestSamples, found: dict[str, Detections]) -> dict[str, list[dict[str, Any]]]:
