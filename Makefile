@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # uv from the PATH, else the copy that `make setup` puts into .tools.
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/uv/bin/uv)
 RUN := $(UV) run --no-sync
-BUILT := gfkd reliant coca pmt-iqa drum-gpt emo doorping tinymim reft
+BUILT := gfkd reliant coca pmt-iqa drum-gpt emo doorping tinymim reft cmt
 
 PROFILE ?= quick
 SEEDS ?=
@@ -54,7 +54,7 @@ test-gpu: ## tests on a CUDA device
 	$(RUN) pytest -m gpu $(ARGS)
 
 test-mmdet3d: ## tests of CMT's mmdet3d extra, after make setup-mmdet3d
-	UV_PROJECT_ENVIRONMENT=.venv-mmdet3d $(RUN) pytest -m mmdet3d tests/test_workspace_mmdet3d.py $(ARGS)
+	UV_PROJECT_ENVIRONMENT=.venv-mmdet3d $(RUN) pytest -m mmdet3d tests/test_workspace_mmdet3d.py packages/cmt/tests/test_cmt_mmdet3d.py $(ARGS)
 
 wheels: ## build every package's wheel into dist/
 	$(UV) build --all-packages --wheel --out-dir dist

@@ -1,4 +1,4 @@
-"""What the tests of CMT share: generated scenes, small networks, a CPU Fabric, runs below a temporary folder, processes."""
+"""What the tests of CMT share: generated scenes, small networks, a CPU Fabric, runs in a temporary folder, processes."""
 
 from __future__ import annotations
 

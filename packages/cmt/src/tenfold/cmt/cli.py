@@ -13,7 +13,15 @@ from rich.table import Table
 from tenfold.cmt.config import AugmentConfig, DataConfig, LossConfig, NetworkConfig, TrainConfig
 from tenfold.cmt.experiments import collect_data, do, judge, prepare_data, reproduce
 from tenfold.cmt.figures import draw_sensor_loss
-from tenfold.cmt.file_commands import Accelerator, Convert, Detect, GenerateScenes, Quiet, data_root
+from tenfold.cmt.file_commands import (
+    Accelerator,
+    Convert,
+    Detect,
+    GenerateScenes,
+    Quiet,
+    WriteInfos,
+    data_root,
+)
 from tenfold.cmt.judging import BATCH_SIZE, as_submission, detections_per_second, score
 from tenfold.cmt.network_files import StoredNetwork, load_network
 from tenfold.cmt.procedural_scenes import SceneConfig
@@ -289,7 +297,9 @@ class Robustness(Evaluate):
     conditions: tyro.conf.Suppress[tuple[str, ...]] = tuple(CONDITIONS)
 
 
-Commands = Reproduce | Prepare | Train | Evaluate | Robustness | Detect | GenerateScenes | Convert
+Commands = (
+    Reproduce | Prepare | Train | Evaluate | Robustness | Detect | GenerateScenes | WriteInfos | Convert
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -67,7 +67,8 @@ def decode_detections(
     boxes = decode_boxes(codes.gather(1, rows).float())
 
     centres, limits = boxes[..., :3], boxes.new_tensor(centre_range)
-    inside = ((centres >= limits[:3]) & (centres <= limits[3:])).all(dim=-1) & boxes.isfinite().all(dim=-1)
+    inside = ((centres >= limits[:3]) & (centres <= limits[3:])).all(dim=-1)
+    inside = inside & boxes.isfinite().all(dim=-1) & scores.isfinite()
     boxes[..., 2] -= boxes[..., 5] / 2
 
     counts = inside.sum(dim=1).tolist()

@@ -111,6 +111,9 @@ def open_database(suite: Suite, method: Method, root: Path) -> ObjectDatabase | 
 
 def do(suite: Suite, job: Job) -> None:
     """Do one job."""
+    if suite.fabric.device.type == "cpu":
+        # Weights of attention fade into denormal numbers, with which CPUs compute many times slower.
+        torch.set_flush_denormal(True)
     if isinstance(job, TrainJob):
         train_method(suite, job)
     elif isinstance(job, ConditionJob):

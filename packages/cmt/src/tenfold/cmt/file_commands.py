@@ -15,6 +15,7 @@ from tenfold.cmt.detector import Cmt
 from tenfold.cmt.keyframe_folder import read_keyframe_folder
 from tenfold.cmt.network_files import StoredNetwork, load_network
 from tenfold.cmt.nuscenes_index import load_index
+from tenfold.cmt.openmmlab_data import write_infos
 from tenfold.cmt.procedural_scenes import SceneConfig
 from tenfold.cmt.profiles import PROFILES
 from tenfold.cmt.released_files import read_released
@@ -102,6 +103,27 @@ class GenerateScenes:
         from tenfold.cmt.procedural_checks import write_scenes
 
         print(write_scenes(self.scenes, self.output, self.workers, self.check))
+        return 0
+
+
+@dataclass(frozen=True)
+class WriteInfos:
+    """List the keyframes of a split for mmdet3d's NuScenesDataset, as the shipped configurations want them."""
+
+    tables: Path
+    """Root of a nuScenes data set, or of generated scenes."""
+    version: str
+    """Folder of the tables."""
+    split: str
+    """Such as train, or quick_train."""
+    output: Path
+    """The file to write, such as infos_train.json below the root."""
+    sweeps: int = 10
+    """Earlier sweeps of a keyframe."""
+
+    def run(self) -> int:
+        index = load_index(self.tables, self.version, self.split, max_sweeps=self.sweeps)
+        logger.info("%d keyframes in %s", len(index), write_infos(index, self.output))
         return 0
 
 

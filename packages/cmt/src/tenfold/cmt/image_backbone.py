@@ -243,14 +243,14 @@ def _run_checkpointed(block: nn.Module, features: Tensor) -> Tensor:
 @contextmanager
 def _fixed_statistics(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
     """Let no batch count twice in running statistics when its activations are computed again."""
-    momenta = [norm.momentum for norm in norms]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:
-            norm.momentum = 0.0
+            norm.momentum, norm.num_batches_tracked = 0.0, None
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, (momentum, counter) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 def _evaluate_norms(network: nn.Module) -> None:

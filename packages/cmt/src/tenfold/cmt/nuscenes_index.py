@@ -145,7 +145,7 @@ def _read_cache(path: Path) -> Columns | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in COLUMNS}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile):
         _logger.warning("the kept index %s is damaged; it is built again", path)
         return None
 

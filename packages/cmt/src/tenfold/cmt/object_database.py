@@ -191,7 +191,7 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         raise TenfoldError(
             f"{path} of the object database is missing; delete its folder to build it again"
         ) from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         raise TenfoldError(
             f"{path} of the object database is damaged; delete its folder to build it again"
         ) from error

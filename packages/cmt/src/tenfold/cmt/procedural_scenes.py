@@ -104,7 +104,14 @@ class SceneConfig:
             raise TenfoldError("the distances of objects ascend, from 0 to 60 m at most")
         if self.train_split == self.test_split or {self.train_split, self.test_split} & set(_TAKEN_SPLITS):
             raise TenfoldError("give the two splits different names that nuScenes does not use itself")
-        if Path(self.version).name != self.version or self.version in ("maps", "samples", "sweeps", _MARKER):
+        if Path(self.version).name != self.version or self.version in (
+            "",
+            "..",
+            "maps",
+            "samples",
+            "sweeps",
+            _MARKER,
+        ):
             raise TenfoldError(f"{self.version!r} is no name for the folder of the tables; choose another")
 
     @property

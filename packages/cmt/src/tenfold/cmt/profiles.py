@@ -88,7 +88,8 @@ def variants(base: Method, name: str) -> tuple[Method, ...]:
 
 # -- generated scenes -------------------------------------------------------------------------------------
 
-QUICK_SCENES = SceneConfig()
+QUICK_SCENES = SceneConfig(train_scenes=4, keyframes=2, distances=(4.0, 15.0))
+"""Four scenes of two keyframes: a layout learnt by heart fits none of them well."""
 QUICK_DATA = DataConfig(
     "procedural",
     QUICK_SCENES.version,
@@ -103,7 +104,7 @@ SMALL = NetworkConfig(
     lidar=LidarConfig(
         # The ground lies below the range: few voxels are left, and these are small.
         point_range=(-16.0, -16.0, -1.7, 16.0, 16.0, 6.3),
-        voxel_size=(0.25, 0.25, 0.25),
+        voxel_size=(0.4, 0.4, 0.25),
         encoder_channels=((16, 16), (16, 32), (32, 48), (48, 48)),
         encoder_out=64,
         second_channels=(64, 64),
@@ -125,14 +126,14 @@ SMALL = NetworkConfig(
         heads=4,
         feedforward=256,
         layers=2,
-        queries=100,
+        queries=64,
         dropout=0.0,
         query_start="grid",
         aligned_start=True,
     ),
 )
 FROM_SCRATCH = TrainConfig(
-    lr=2e-4,
+    lr=1e-4,
     peak_ratio=10.0,
     warm_part=0.2,
     image_backbone_lr=1.0,
@@ -141,7 +142,8 @@ FROM_SCRATCH = TrainConfig(
     fade_part=0.0,
 )
 """Networks without pretrained weights."""
-QUICK_TRAIN = replace(FROM_SCRATCH, steps=450, batch_size=4, log_every=25)
+QUICK_TRAIN = replace(FROM_SCRATCH, steps=240, batch_size=4, log_every=20)
+QUICK_LOSSES = LossConfig(denoising_groups=5)
 MASKING = replace(NO_AUGMENTATION, drop_images=0.25, drop_points=0.25)
 
 
@@ -149,7 +151,8 @@ def small(name: str, train: TrainConfig, masked: bool, modality: Modality = "fus
     """A small detector for generated scenes."""
     network = replace(SMALL, modality=modality)
     conditions = SINGLE_SENSOR if modality == "fusion" else ()
-    return Method(name, network, train, MASKING if masked else NO_AUGMENTATION, conditions=conditions)
+    augment = MASKING if masked else NO_AUGMENTATION
+    return Method(name, network, train, augment, QUICK_LOSSES, conditions)
 
 
 SMOKE_TRAIN = replace(QUICK_TRAIN, steps=6, batch_size=2, log_every=2)
@@ -192,7 +195,7 @@ H100_NETWORK = NetworkConfig(
     ),
     image=H100_IMAGES,
 )
-H100_TRAIN = replace(FROM_SCRATCH, steps=2500, batch_size=16, lr=1e-4, peak_ratio=6.0)
+H100_TRAIN = replace(FROM_SCRATCH, steps=2500, batch_size=16, peak_ratio=6.0)
 H100_AUGMENT = AugmentConfig(ground_truth_sampling=False)
 
 

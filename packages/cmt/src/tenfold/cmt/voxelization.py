@@ -32,7 +32,7 @@ def voxelize(
     """Average the points of every voxel; whoever comes first in ``points`` is kept.
 
     A point's voxel is ``floor((p - low) / size)`` in float32. A full voxel drops later points. Where there are too many
-    voxels, those whose first point comes late are dropped. Points outside the range, or not finite, are dropped.
+    voxels, those whose first point comes late are dropped, as are points outside the range or at no finite place.
 
     Args:
         points: [P, F], of which the first three columns are x, y, z in metres.

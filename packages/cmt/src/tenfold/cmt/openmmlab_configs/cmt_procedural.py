@@ -1,4 +1,4 @@
-"""CMT for quick experiments on generated scenes: a small network with both sensors, 450 updates.
+"""CMT for quick experiments on generated scenes: a small network with both sensors, 240 updates.
 
 Set ``CMT_SCENES`` to the data root, with the info files ``infos_train.json`` and ``infos_val.json`` in it. Single
 places change with ``--cfg-options``, for instance ``train_dataloader.dataset.data_root=...``; a variable of this file
@@ -48,7 +48,7 @@ model = dict(
         modality="fusion",
         lidar=dict(
             point_range=point_range,
-            voxel_size=(0.25, 0.25, 0.25),
+            voxel_size=(0.4, 0.4, 0.25),
             encoder_channels=((16, 16), (16, 32), (32, 48), (48, 48)),
             encoder_out=64,
             second_channels=(64, 64),
@@ -62,13 +62,13 @@ model = dict(
             heads=4,
             feedforward=256,
             layers=2,
-            queries=100,
+            queries=64,
             dropout=0.0,
             query_start="grid",
             aligned_start=True,
         ),
     ),
-    losses=dict(denoising_groups=10),
+    losses=dict(denoising_groups=5),
 )
 
 loading = [
@@ -142,8 +142,8 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-updates = 450
-warm_updates = 90
+updates = 240
+warm_updates = 48
 peak_ratio = 10.0
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=updates, val_interval=updates)
 val_cfg = dict(type="ValLoop")
@@ -151,7 +151,7 @@ test_cfg = dict(type="TestLoop")
 # The image networks start from random weights, so they learn at the rate of the others.
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-4, weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.01),
     paramwise_cfg=dict(
         custom_keys=dict(img_backbone=dict(lr_mult=1.0, decay_mult=1.0), img_neck=dict(lr_mult=1.0))
     ),
