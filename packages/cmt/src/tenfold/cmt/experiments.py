@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,11 +80,11 @@ def prepare_data(suite: Suite) -> None:
     """
     for method in suite.profile.methods:
         network = method.network
-        if network.reads_images and network.image.batch_norm == "evaluation" and suite.image_weights is None:
+        if network.reads_images and method.train.image_backbone_lr < 1 and suite.image_weights is None:
             raise TenfoldError(
                 f"{method.name} needs pretrained weights in its image backbone: give --image-weights FILE "
-                "(fcos3d_vovnet_imgbackbone-remapped.pth for V-99, nuim_r50.pth for ResNet-50), or train one from "
-                "random weights with batch_norm training"
+                "(fcos3d_vovnet_imgbackbone-remapped.pth for V-99, nuim_r50.pth for ResNet-50), or train it from "
+                "random weights at a rate that is not below the others' (image_backbone_lr 1)"
             )
     collect_data(suite)
 
@@ -111,15 +113,25 @@ def open_database(suite: Suite, method: Method, root: Path) -> ObjectDatabase | 
 
 def do(suite: Suite, job: Job) -> None:
     """Do one job."""
-    if suite.fabric.device.type == "cpu":
-        # Weights of attention fade into denormal numbers, with which CPUs compute many times slower.
+    with denormals_flushed(suite.fabric.device.type == "cpu"):
+        if isinstance(job, TrainJob):
+            train_method(suite, job)
+        elif isinstance(job, ConditionJob):
+            judge_condition(suite, job)
+        elif suite.fabric.is_global_zero:
+            run_comparison(suite, job)
+
+
+@contextmanager
+def denormals_flushed(enabled: bool) -> Iterator[None]:
+    """Weights of attention fade into denormal numbers, with which CPUs compute many times slower: take them for 0."""
+    if enabled:
         torch.set_flush_denormal(True)
-    if isinstance(job, TrainJob):
-        train_method(suite, job)
-    elif isinstance(job, ConditionJob):
-        judge_condition(suite, job)
-    elif suite.fabric.is_global_zero:
-        run_comparison(suite, job)
+    try:
+        yield
+    finally:
+        if enabled:
+            torch.set_flush_denormal(False)
 
 
 def train_method(suite: Suite, job: TrainJob) -> None:

@@ -88,7 +88,7 @@ def variants(base: Method, name: str) -> tuple[Method, ...]:
 
 # -- generated scenes -------------------------------------------------------------------------------------
 
-QUICK_SCENES = SceneConfig(train_scenes=4, keyframes=2, distances=(4.0, 15.0))
+QUICK_SCENES = SceneConfig(train_scenes=4, keyframes=2, azimuths=180, distances=(4.0, 15.0))
 """Four scenes of two keyframes: a layout learnt by heart fits none of them well."""
 QUICK_DATA = DataConfig(
     "procedural",
@@ -119,7 +119,6 @@ SMALL = NetworkConfig(
         resize_train=(1.0, 1.0),
         flip=0.0,
         grid_mask=0.0,
-        batch_norm="training",
     ),
     head=HeadConfig(
         hidden=64,
@@ -142,7 +141,7 @@ FROM_SCRATCH = TrainConfig(
     fade_part=0.0,
 )
 """Networks without pretrained weights."""
-QUICK_TRAIN = replace(FROM_SCRATCH, steps=240, batch_size=4, log_every=20)
+QUICK_TRAIN = replace(FROM_SCRATCH, steps=280, batch_size=4, image_backbone_lr=3.0, log_every=20)
 QUICK_LOSSES = LossConfig(denoising_groups=5)
 MASKING = replace(NO_AUGMENTATION, drop_images=0.25, drop_points=0.25)
 
