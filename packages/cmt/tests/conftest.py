@@ -1,4 +1,4 @@
-"""What the tests of CMT share: generated scenes, small networks, a CPU Fabric, runs in a temporary folder, processes."""
+"""What the tests of CMT share: generated scenes, small networks, a CPU Fabric, runs below tmp_path, processes."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from tenfold.shared.seeding import seed_everything
 logger = get_logger("cmt")
 
 DRAWN = 2
-"""Samples of a run that are drawn."""
+"""Samples that are drawn of what a method finds with all its sensors."""
 
 
 def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> list[dict[str, Any]]:
@@ -165,7 +165,7 @@ def train_method(suite: Suite, job: TrainJob) -> None:
             return
         scores = score(tested, found)
         if job.seed == suite.profile.seeds[0]:
-            draw_findings(run, tested, found, scores, method.name)
+            draw_findings(run, tested, found, scores, method.name, DRAWN)
         logger.info("%s: %s", run.directory.name, shown(scores))
         metrics = {**scores.metrics(), "share of mAP": 100.0, "share of NDS": 100.0}
         if fabric.device.type == "cuda":
@@ -196,7 +196,7 @@ def judge_condition(suite: Suite, job: ConditionJob) -> None:
             return
         scores = score(tested, found)
         if job.seed == suite.profile.seeds[0]:
-            draw_findings(run, tested, found, scores, f"{job.method}, {condition_title(job.condition)}")
+            draw_findings(run, tested, found, scores, f"{job.method}, {condition_title(job.condition)}", 1)
         logger.info("%s: %s", run.directory.name, shown(scores))
         run.finish({**scores.metrics(), **shares(scores.metrics(), whole)})
 
@@ -216,12 +216,12 @@ def shown(scores: Scores) -> str:
 
 
 def draw_findings(
-    run: Run, samples: TestSamples, found: dict[str, Detections], scores: Scores, title: str
+    run: Run, samples: TestSamples, found: dict[str, Detections], scores: Scores, title: str, drawn: int
 ) -> None:
-    """Boxes in cameras and from above beside the truth, and precision over recall."""
-    count = len(samples.index)
+    """Boxes in cameras and from above beside the truth, of samples evenly over the split, and precision over recall."""
+    step = max(1, len(samples.index) // drawn)
     network = samples.network
-    for number, place in enumerate(dict.fromkeys((0, count // 2))):
+    for number, place in enumerate(range(0, step * drawn, step)[: len(samples.index)]):
         keyframe = samples.index.keyframes[place]
         sample = read_sample(
             samples.root,
