@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from tenfold.cmt.config import AugmentConfig, DataConfig, LossConfig, NetworkConfig, TrainConfig
-from tenfold.cmt.experiments import collect_data, do, judge, prepare_data, reproduce
-from tenfold.cmt.figures import draw_sensor_loss
+from tenfold.cmt.evaluation_commands import SINGLE, Evaluate, Robustness, print_scores
+from tenfold.cmt.experiments import collect_data, do, prepare_data, reproduce
 from tenfold.cmt.file_commands import (
     Accelerator,
     Convert,
@@ -22,22 +20,15 @@ from tenfold.cmt.file_commands import (
     WriteInfos,
     data_root,
 )
-from tenfold.cmt.judging import BATCH_SIZE, as_submission, detections_per_second, score
-from tenfold.cmt.network_files import StoredNetwork, load_network
 from tenfold.cmt.procedural_scenes import SceneConfig
 from tenfold.cmt.profiles import PROFILES
-from tenfold.cmt.sensor_conditions import CONDITIONS
-from tenfold.cmt.submission import write_submission
-from tenfold.cmt.suite_runs import MAIN_METRICS, Suite, TrainJob, condition_title, slug
+from tenfold.cmt.suite_runs import MAIN_METRICS, Suite, TrainJob
 from tenfold.cmt.suites import Method, Profile
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
-from tenfold.shared.runs import write_json
 
 logger = get_logger("cmt")
-
-SINGLE = "single"
 
 
 @dataclass(frozen=True)
@@ -213,88 +204,9 @@ class Train:
         if not run.is_finished:
             do(suite, job)
         if suite.fabric.is_global_zero:
-            _print_scores({"all sensors": (suite.run(job).result or {"metrics": {}})["metrics"]}, name)
+            print_scores({"all sensors": (suite.run(job).result or {"metrics": {}})["metrics"]}, name)
             logger.info("network in %s", run.directory / "model.pt")
         return 0
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Judge a network on a split, with all its sensors or under some conditions."""
-
-    checkpoint: Path
-    """model.pt of a run, or a converted file."""
-    conditions: tuple[str, ...] = ("both",)
-    """Of both, no-lidar, no-cameras, neither, no-cam-front and so on for each camera, beams-16, -8, -4 and -1."""
-    version: str = ""
-    """Folder of the tables; by default that of the network's data."""
-    split: str = ""
-    """By default the test split of the network's data."""
-    data_root: Path | None = None
-    """Folder with data sets, nuScenes in `nuscenes`; by default $TENFOLD_DATA, else ./data."""
-    output: Path = Path("runs")
-    """Where scenes are generated."""
-    results: Path | None = None
-    """Folder for submissions in nuScenes' form, all scores, and a picture of them."""
-    batch_size: int = BATCH_SIZE
-    """Samples at a time."""
-    fps: bool = False
-    """Time the network too, one sample at a time."""
-    workers: int = 4
-    """Processes that read samples."""
-    accelerator: Accelerator = field(default_factory=AcceleratorConfig)
-    quiet: Quiet = False
-    """Only warnings and errors."""
-
-    def run(self) -> int:
-        if unknown := [name for name in self.conditions if name not in CONDITIONS]:
-            raise TenfoldError(f"{unknown[0]!r} is no condition; choose from {', '.join(CONDITIONS)}")
-        suite, stored = self._suite()
-        network = stored.network.to(suite.fabric.device)
-        shape, found = network.network, {}
-        for name in self.conditions:
-            detections, samples = judge(suite, network, name, self.batch_size)
-            if not suite.fabric.is_global_zero:
-                continue
-            found[condition_title(name)] = score(samples, detections).metrics()
-            if self.fps:
-                speed = detections_per_second(network, samples, suite.fabric)
-                found[condition_title(name)]["FPS"] = speed
-                logger.info("%s: %.1f samples a second", condition_title(name), speed)
-            if self.results is not None:
-                path = self.results / f"submission-{slug(name)}.json"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_submission(
-                    path, as_submission(samples, detections), shape.reads_images, shape.reads_points
-                )
-        if suite.fabric.is_global_zero:
-            _print_scores(found, f"{self.checkpoint}, {suite.profile.data.test_split}")
-            if self.results is not None:
-                write_json(self.results / "scores.json", found)
-                for metric in ("mAP", "NDS") if len(found) > 1 else ():
-                    values = {str(shape.modality): {title: [one[metric]] for title, one in found.items()}}
-                    draw_sensor_loss(self.results / f"conditions-{metric}.png", values, metric)
-        return 0
-
-    def _suite(self) -> tuple[Suite, StoredNetwork]:
-        stored = load_network(self.checkpoint)
-        data = replace(
-            stored.data,
-            version=self.version or stored.data.version,
-            test_split=self.split or stored.data.test_split,
-            workers=self.workers,
-        )
-        method = Method("network", stored.network.network, TrainConfig(), AugmentConfig())
-        profile = Profile("a network", data, (method,), scenes=stored.scenes)
-        root = data_root(self.data_root)
-        return Suite(SINGLE, profile, self.output, root, accelerator=self.accelerator), stored
-
-
-@dataclass(frozen=True)
-class Robustness(Evaluate):
-    """Judge a network under all conditions: no LiDAR, no cameras, any single camera missing, fewer beams."""
-
-    conditions: tyro.conf.Suppress[tuple[str, ...]] = tuple(CONDITIONS)
 
 
 Commands = (
@@ -313,14 +225,3 @@ def main(arguments: list[str] | None = None) -> None:
         )
         set_quiet(getattr(command, "quiet", False))
         sys.exit(command.run())
-
-
-def _print_scores(scores: dict[str, dict[str, float]], title: str) -> None:
-    names = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
-    table = Table(title=title, title_justify="left")
-    table.add_column("sensors")
-    for name in names:
-        table.add_column(name, justify="right")
-    for condition, values in scores.items():
-        table.add_row(condition, *(f"{values[name]:.1f}" for name in names))
-    Console().print(table)

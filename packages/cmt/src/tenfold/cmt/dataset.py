@@ -246,14 +246,17 @@ class TestSamples(Dataset[PreparedSample]):
         return len(self.index)
 
     def __getitem__(self, index: int) -> PreparedSample:
+        move = draw_image_move(self.network.image, np.random.default_rng(0), training=False)
+        return prepare(transform_images(self.read(index), move), self.network, training=False)
+
+    def read(self, index: int) -> Sample:
+        """A sample as its files hold it, without the sensors that the condition lacks."""
         beams = self.condition.beams
         sample = _read(
             self.root, self.index, index, self.network, self.data, training=False, keep_beams=beams
         )
         sample = drop_modality(sample, not self.condition.images, not self.condition.points)
-        sample = _without_cameras(sample, self.condition.missing_cameras)
-        move = draw_image_move(self.network.image, np.random.default_rng(0), training=False)
-        return prepare(transform_images(sample, move), self.network, training=False)
+        return _without_cameras(sample, self.condition.missing_cameras)
 
 
 def _without_cameras(sample: Sample, missing: Sequence[str]) -> Sample:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +16,9 @@ from tenfold.cmt.decoding import Detections
 from tenfold.cmt.detector import Cmt
 from tenfold.cmt.evaluation import Scores
 from tenfold.cmt.figures import draw_detections, draw_precision_recall
-from tenfold.cmt.judging import BATCH_SIZE, detect_split, detections_per_second, score
+from tenfold.cmt.judging import BATCH_SIZE, as_submission, detect_split, detections_per_second, score
 from tenfold.cmt.network_files import StoredNetwork, load_network
-from tenfold.cmt.object_database import ObjectDatabase, build_database
-from tenfold.cmt.sample_reader import read_sample
+from tenfold.cmt.object_database import ObjectDatabase, build_database, is_collected
 from tenfold.cmt.sensor_conditions import CONDITIONS
 from tenfold.cmt.suite_runs import PAPER, WORSE, ConditionJob, Job, Suite, TrainJob, condition_title
 from tenfold.cmt.suites import Method
@@ -33,6 +31,8 @@ from tenfold.shared.seeding import seed_everything
 
 logger = get_logger("cmt")
 
+MOST_COLLECTORS = 8
+"""Processes that cut out objects; each holds whole clouds."""
 DRAWN = 2
 """Samples that are drawn of what a method finds with all its sensors."""
 
@@ -59,6 +59,8 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
         for stage in stages:
             for job in stage:
                 suite.run(job).clear()
+    if suite.fabric.world_size > 1:
+        check_collected(suite)
     if suite.fabric.is_global_zero:  # read tables once, and miss data before anything is computed
         prepare_data(suite)
     suite.fabric.barrier()
@@ -91,24 +93,36 @@ def prepare_data(suite: Suite) -> None:
 
 def collect_data(suite: Suite) -> None:
     """Scenes, indices and the database of objects, where they are missing."""
-    index, _ = suite.train_index, suite.test_index
+    _ = suite.train_index, suite.test_index
     for method in suite.profile.methods:
-        open_database(suite, method, index.root)
+        open_database(suite, method)
 
 
-def open_database(suite: Suite, method: Method, root: Path) -> ObjectDatabase | None:
+def check_collected(suite: Suite) -> None:
+    """Many processes do not wait for hours while one collects objects.
+
+    Raises:
+        TenfoldError: objects are to be pasted and have not been collected.
+    """
+    missing = suite.fabric.is_global_zero and not all(
+        is_collected(suite.train_index, suite.profile.data.sweeps, method.network.reads_images, suite.objects)
+        for method in suite.profile.methods
+        if method.augment.ground_truth_sampling
+    )
+    if suite.fabric.broadcast(missing):
+        raise TenfoldError(
+            f"collect the objects to paste first: tenfold-cmt prepare --profile {suite.name}, with the same --output "
+            "and --data-root"
+        )
+
+
+def open_database(suite: Suite, method: Method) -> ObjectDatabase | None:
     """Objects to paste, collected from the training split once; None for a method that pastes none."""
     if not method.augment.ground_truth_sampling:
         return None
-    folder = suite.output / PAPER / "objects"
-    return build_database(
-        suite.train_index,
-        root,
-        suite.profile.data.sweeps,
-        method.network.reads_images,
-        folder,
-        available_cores(),
-    )
+    index, sweeps = suite.train_index, suite.profile.data.sweeps
+    workers = min(MOST_COLLECTORS, available_cores())
+    return build_database(index, index.root, sweeps, method.network.reads_images, suite.objects, workers)
 
 
 def do(suite: Suite, job: Job) -> None:
@@ -152,18 +166,18 @@ def train_method(suite: Suite, job: TrainJob) -> None:
             data,
             method.augment,
             job.seed,
-            open_database(suite, method, index.root),
+            open_database(suite, method),
             fade_step(method.train, order.steps_per_epoch),
         )
         trained = train_detector(
             network, samples, order, method.train, method.losses, fabric, run, suite.accelerator.compile
         )
         network.to(fabric.device)
-        found, tested = judge(suite, network, "both")
+        found, tested = detect_condition(suite, network, "both")
         run.save_artifact("model.pt", StoredNetwork(network, data, suite.profile.scenes).content())
         if not fabric.is_global_zero:
             return
-        scores = score(tested, found)
+        scores = score(tested, as_submission(tested, found))
         if job.seed == suite.profile.seeds[0]:
             draw_findings(run, tested, found, scores, method.name, DRAWN)
         logger.info("%s: %s", run.directory.name, shown(scores))
@@ -173,7 +187,7 @@ def train_method(suite: Suite, job: TrainJob) -> None:
         run.finish({**metrics, **trained.losses}, trained.samples_per_second, "samples/s")
 
 
-def judge(
+def detect_condition(
     suite: Suite, network: Cmt, condition: str, batch_size: int = BATCH_SIZE
 ) -> tuple[dict[str, Detections], TestSamples]:
     """What a network finds in the test split under a condition."""
@@ -191,10 +205,10 @@ def judge_condition(suite: Suite, job: ConditionJob) -> None:
             run.finish(worse_of(suite, job))
             return
         network = load_network(trained.directory / "model.pt").network.to(suite.fabric.device)
-        found, tested = judge(suite, network, job.condition)
+        found, tested = detect_condition(suite, network, job.condition)
         if not suite.fabric.is_global_zero:
             return
-        scores = score(tested, found)
+        scores = score(tested, as_submission(tested, found))
         if job.seed == suite.profile.seeds[0]:
             draw_findings(run, tested, found, scores, f"{job.method}, {condition_title(job.condition)}", 1)
         logger.info("%s: %s", run.directory.name, shown(scores))
@@ -202,11 +216,10 @@ def judge_condition(suite: Suite, job: ConditionJob) -> None:
 
 
 def shares(metrics: dict[str, float], whole: dict[str, float]) -> dict[str, float]:
-    """How much of mAP and NDS is left, in per cent of those with all sensors."""
+    """How much of mAP and NDS is left, in per cent of those with all sensors; of nothing, 0."""
     return {
-        f"share of {name}": 100 * metrics[name] / whole[name]
+        f"share of {name}": 100 * metrics[name] / whole[name] if whole[name] > 0 else 0.0
         for name in ("mAP", "NDS")
-        if whole.get(name, 0) > 0
     }
 
 
@@ -223,14 +236,7 @@ def draw_findings(
     network = samples.network
     for number, place in enumerate(range(0, step * drawn, step)[: len(samples.index)]):
         keyframe = samples.index.keyframes[place]
-        sample = read_sample(
-            samples.root,
-            keyframe,
-            samples.data.sweeps,
-            network.reads_points and samples.condition.points,
-            network.reads_images and samples.condition.images,
-            training=True,
-        )
+        sample, seen = samples.read(place), keyframe.visible
         with run.figure(
             f"sample-{number}.png", f"{title}: boxes in the cameras, and from above beside the truth"
         ) as path:
@@ -239,8 +245,8 @@ def draw_findings(
                 sample.images,
                 sample.lidar2image,
                 sample.points,
-                sample.boxes,
-                sample.labels,
+                keyframe.boxes[seen],
+                keyframe.labels[seen],
                 found[keyframe.token],
                 title,
                 network.lidar.point_range,

@@ -66,15 +66,17 @@ class Detect:
     def run(self) -> int:
         if (self.keyframe is None) == (not self.token):
             raise TenfoldError("give either --keyframe FOLDER or --token TOKEN")
+        if self.accelerator.devices > 1:
+            raise TenfoldError("one sample is for one device; leave out --devices")
         stored, fabric = load_network(self.checkpoint), launch_fabric(self.accelerator)
         network, data = stored.network.to(fabric.device), stored.data
         if self.keyframe is not None:
             root, keyframe = self.keyframe, read_keyframe_folder(self.keyframe)
         else:
             root = self.tables or data_root(self.data_root) / "nuscenes"
-            index = load_index(
-                root, self.version or data.version, self.split or data.test_split, max_sweeps=data.sweeps
-            )
+            split = self.split or data.test_split
+            folder = self.output / "indices"
+            index = load_index(root, self.version or data.version, split, folder, data.sweeps)
             keyframe = index.by_token(self.token)
         sample, found = detect_keyframe(network, root, keyframe, data.sweeps, fabric)
         self.output.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ class WriteInfos:
     """Earlier sweeps of a keyframe."""
 
     def run(self) -> int:
-        index = load_index(self.tables, self.version, self.split, max_sweeps=self.sweeps)
+        index = load_index(self.tables, self.version, self.split, self.output.parent, self.sweeps)
         logger.info("%d keyframes in %s", len(index), write_infos(index, self.output))
         return 0
 

@@ -90,10 +90,10 @@ def as_submission(samples: TestSamples, found: dict[str, Detections]) -> dict[st
     return results
 
 
-def score(samples: TestSamples, found: dict[str, Detections]) -> Scores:
-    """What nuScenes' devkit says of detections."""
+def score(samples: TestSamples, submission: dict[str, list[dict[str, Any]]]) -> Scores:
+    """What nuScenes' devkit says of the boxes of :func:`as_submission`."""
     index = samples.index
-    return evaluator_of(samples.root, index.version, index.split).evaluate(as_submission(samples, found))
+    return evaluator_of(samples.root, index.version, index.split).evaluate(submission)
 
 
 @cache

@@ -42,6 +42,19 @@ class NuScenesIndex:
     def __len__(self) -> int:
         return len(self.keyframes)
 
+    @property
+    def is_annotated(self) -> bool:
+        """Whether any keyframe has a box."""
+        return any(len(frame.labels) for frame in self.keyframes)
+
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the keyframes and their boxes, in the folder of this name: sixteen hexadecimal digits."""
+        content = hashlib.sha256(f"{self.root.name} {self.version}".encode())
+        for frame in self.keyframes:
+            content.update(f"{frame.token} {frame.lidar_path}".encode() + frame.boxes.tobytes())
+        return content.hexdigest()[:16]
+
     @cached_property
     def _places(self) -> dict[str, int]:
         table = self.keyframes

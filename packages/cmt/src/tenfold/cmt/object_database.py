@@ -110,9 +110,9 @@ def build_database(
         TenfoldError: a file of the data set or of the database is missing or damaged.
         OSError: the disk is full, or the folder cannot be written.
     """
-    folder = folder / f"objects-{_digest(index, sweeps, images)}"
-    if (folder / _TABLE).exists():
-        return ObjectDatabase.load(folder)
+    if is_collected(index, sweeps, images, folder):
+        return ObjectDatabase.load(_place(index, sweeps, images, folder))
+    folder = _place(index, sweeps, images, folder)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [one for one in index.keyframes if not _keyframe_file(folder, one.token).exists()]
     store = partial(_store_objects, root=root, sweeps=sweeps, images=images, folder=folder)
@@ -123,9 +123,14 @@ def build_database(
     return ObjectDatabase.load(folder)
 
 
-def _digest(index: NuScenesIndex, sweeps: int, images: bool) -> str:
-    tokens = " ".join(one.token for one in index.keyframes)
-    return hashlib.sha256(f"{_FORMAT} {index.version} {sweeps} {images} {tokens}".encode()).hexdigest()[:16]
+def is_collected(index: NuScenesIndex, sweeps: int, images: bool, folder: Path) -> bool:
+    """Whether :func:`build_database` has been here with the same arguments."""
+    return (_place(index, sweeps, images, folder) / _TABLE).exists()
+
+
+def _place(index: NuScenesIndex, sweeps: int, images: bool, folder: Path) -> Path:
+    content = f"{_FORMAT} {sweeps} {images} {index.digest}"
+    return folder / f"objects-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def _keyframe_file(folder: Path, token: str) -> Path:

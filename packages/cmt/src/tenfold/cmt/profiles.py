@@ -133,7 +133,7 @@ SMALL = NetworkConfig(
 )
 FROM_SCRATCH = TrainConfig(
     lr=1e-4,
-    peak_ratio=10.0,
+    peak_ratio=7.0,
     warm_part=0.2,
     image_backbone_lr=1.0,
     image_backbone_decay=1.0,
@@ -141,7 +141,7 @@ FROM_SCRATCH = TrainConfig(
     fade_part=0.0,
 )
 """Networks without pretrained weights."""
-QUICK_TRAIN = replace(FROM_SCRATCH, steps=280, batch_size=4, image_backbone_lr=3.0, log_every=20)
+QUICK_TRAIN = replace(FROM_SCRATCH, steps=330, batch_size=4, image_backbone_lr=3.0, log_every=20)
 QUICK_LOSSES = LossConfig(denoising_groups=5)
 MASKING = replace(NO_AUGMENTATION, drop_images=0.25, drop_points=0.25)
 

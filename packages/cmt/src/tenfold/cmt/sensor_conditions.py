@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tenfold.cmt.config import CAMERAS
+from tenfold.cmt.config import CAMERAS, Modality
 from tenfold.shared.logging import TenfoldError
 
 
@@ -41,3 +41,17 @@ CONDITIONS = {
     )
 }
 """Conditions of the robustness evaluation, by name."""
+
+
+def conditions_of(modality: Modality) -> tuple[str, ...]:
+    """Conditions that make a difference to a network, by its sensors."""
+    return tuple(
+        name
+        for name, condition in CONDITIONS.items()
+        if name == "both"
+        or modality == "fusion"
+        or (
+            modality == "lidar" and (not condition.points or condition.beams is not None) and condition.images
+        )
+        or (modality == "camera" and (not condition.images or condition.missing_cameras) and condition.points)
+    )

@@ -83,6 +83,11 @@ class Suite:
         return self.data_root / "nuscenes"
 
     @property
+    def objects(self) -> Path:
+        """Folder of objects to paste."""
+        return self.output / PAPER / "objects"
+
+    @property
     def train_index(self) -> NuScenesIndex:
         """Keyframes to learn."""
         data = self.profile.data
@@ -122,14 +127,19 @@ class Suite:
                 "data": plain(replace(profile.data, workers=0, in_memory=False)),
                 "scenes": plain(profile.scenes) if profile.scenes is not None else None,
                 "method": plain(replace(method, name="", conditions=())),
-                "image_weights": None if self.image_weights is None else file_digest(self.image_weights),
+                "image_weights": self._first_weights(method),
                 "seed": job.seed,
             }
         key = RunKey(PAPER, self.name, folder, job.seed, dataset, profile.setting, name)
         return Run(self.output, key, config, "update", self.checkpoint_seconds, is_writer=writes)
 
+    def _first_weights(self, method: Method) -> str | None:
+        if self.image_weights is None or not method.network.reads_images:
+            return None
+        return file_digest(self.image_weights)
+
     def jobs(self) -> list[list[Job]]:
-        """The stages of the suite, the longest jobs first."""
+        """The stages of the suite; jobs of one stage do not wait for each other."""
         profile = self.profile
         pairs = [(method, seed) for seed in profile.seeds for method in profile.methods]
         stages: list[list[Job]] = [[TrainJob(method.name, seed) for method, seed in pairs]]

@@ -24,8 +24,9 @@ class Method:
     """Further conditions of the sensors that it is judged under; with all sensors it always is."""
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.conditions if name not in CONDITIONS or name == "both"]:
-            raise TenfoldError(f"{unknown[0]!r} is no further condition; choose from {', '.join(CONDITIONS)}")
+        further = [name for name in CONDITIONS if name != "both"]
+        if unknown := [name for name in self.conditions if name not in further]:
+            raise TenfoldError(f"{unknown[0]!r} is no further condition; choose from {', '.join(further)}")
         if len(set(self.conditions)) < len(self.conditions):
             raise TenfoldError("give each condition once")
         if self.losses.denoising_groups and not self.network.head.guided_queries:

@@ -165,7 +165,15 @@ def train_detector(
             stored = {"trainer": trainer.state_dict(), "step": step + 1, "seconds": spent, "means": means}
             run.save_checkpoint(step + 1, stored)
     seconds += time.monotonic() - began
+    share_buffers(network, fabric)
     return Trained(means, steps * train.batch_size / max(seconds, 1e-9))
+
+
+def share_buffers(network: nn.Module, fabric: Fabric) -> None:
+    """Give all processes the first one's statistics of batch norms, which its file has."""
+    if fabric.world_size > 1:
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 class Trainer:
@@ -261,7 +269,8 @@ class Trainer:
         """Go on from there."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if state["precision"] and self.scales:  # another precision has no scale to go on from
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
 
 
 def parameter_groups(network: Cmt, train: TrainConfig) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""CMT for quick experiments on generated scenes: a small network with both sensors, 280 updates.
+"""CMT for quick experiments on generated scenes: a small network with both sensors, 330 updates.
 
 Set ``CMT_SCENES`` to the data root, with the info files ``infos_train.json`` and ``infos_val.json`` in it. Single
 places change with ``--cfg-options``, for instance ``train_dataloader.dataset.data_root=...``; a variable of this file
@@ -141,9 +141,9 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-updates = 280
-warm_updates = 56
-peak_ratio = 10.0
+updates = 330
+warm_updates = 66
+peak_ratio = 7.0
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=updates, val_interval=updates)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
