@@ -31,7 +31,10 @@ from tenfold.shared.runs import load_checkpoint, save_atomically
 Call = Callable[..., tuple[int, str, str]]
 Refused = Callable[..., str]
 ON_CPU = ("--device", "cpu")
-VERBS = ("reproduce", "train", "evaluate", "robustness", "detect", "generate-scenes", "convert")
+VERBS = (
+    *("reproduce", "prepare", "train", "evaluate", "robustness", "detect"),
+    *("generate-scenes", "write-infos", "convert"),
+)
 TINY = (
     "--network.lidar.point-range", -16, -16, -1.7, 16, 16, 6.3, "--network.lidar.voxel-size", 0.5, 0.5, 0.25,
     "--network.lidar.encoder-channels", 8, 8, 8, 8, 8, 8, 8, 8, "--network.lidar.encoder-out", 8,
@@ -46,7 +49,10 @@ PROCEDURAL = (
     "--scenes.sweeps", 0, "--scenes.lead-sweeps", 0, "--scenes.azimuths", 60, "--scenes.image-size", 16, 32,
     "--augment.no-ground-truth-sampling",
 )  # fmt: skip
-RECIPE = ("--train.steps", 2, "--train.batch-size", 2, "--train.log-every", 1)
+RECIPE = (
+    *("--train.steps", 2, "--train.batch-size", 2, "--train.log-every", 1),
+    *("--train.image-backbone-lr", 1),
+)
 
 
 @pytest.fixture
@@ -490,9 +496,9 @@ def test_a_missing_file_of_first_weights_is_refused(refused: Refused, tmp_path: 
     assert "no weights at" in said
 
 
-def test_a_frozen_batch_norm_without_first_weights_is_refused(refused: Refused) -> None:
-    frozen = ("--network.image.batch-norm", "evaluation")
-    said = refused("train", *TINY, *PROCEDURAL, *RECIPE, *frozen, *ON_CPU)
+def test_a_slow_image_backbone_without_first_weights_is_refused(refused: Refused) -> None:
+    slow = ("--train.image-backbone-lr", 0.01)
+    said = refused("train", *TINY, *PROCEDURAL, *RECIPE, *slow, *ON_CPU)
     assert "needs pretrained weights in its image backbone" in said
     assert "--image-weights" in said
 

@@ -164,8 +164,9 @@ def test_shares_are_per_cent_of_what_all_sensors_give(smoke: Path) -> None:
     assert part["share of NDS"] == pytest.approx(100 * part["NDS"] / whole)
 
 
-def test_there_is_no_share_of_nothing() -> None:
-    assert shares({"mAP": 3.0, "NDS": 2.0}, {"mAP": 0.0, "NDS": 8.0}) == {"share of NDS": 25.0}
+def test_the_share_of_nothing_is_nothing() -> None:
+    expected = {"share of mAP": 0.0, "share of NDS": 25.0}
+    assert shares({"mAP": 3.0, "NDS": 2.0}, {"mAP": 0.0, "NDS": 8.0}) == expected
 
 
 def test_the_comparison_is_what_the_runs_say(smoke: Path) -> None:
