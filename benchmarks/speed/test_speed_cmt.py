@@ -2,8 +2,8 @@
 
 The plain head is what the equations say, step by step: matrices are inverted one by one on the host, every pixel and
 every query in every camera sends 64 points through the first layer, attention stores its scores, heads and losses are
-computed layer by layer, and matching copies to the host once for each layer and sample. Both sides have the same weights
-and inputs, and are checked to agree before they are timed.
+computed layer by layer, and matching copies to the host once for each layer and sample. Both sides have the same
+weights and inputs, and are checked to agree before they are timed.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def plain_positions(head: CmtHead, matrices: Tensor, points: Tensor) -> tuple[Te
     return torch.stack(tokens), torch.stack(queries)
 
 
-def plain_attention(attention: Any, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None) -> Tensor:
+def plain_attention(
+    attention: Any, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None
+) -> Tensor:
     wq, wk, wv = attention.in_proj_weight.chunk(3)
     bq, bk, bv = attention.in_proj_bias.chunk(3)
 
@@ -286,7 +288,12 @@ def test_decoder_forward(benchmark: BenchmarkFixture, head: CmtHead, inputs: tup
     for name, value in ours().items():
         torch.testing.assert_close(value[-1], expected[-1][name], rtol=1e-3, atol=5e-3)
     compare(
-        benchmark, ours, theirs, 3, reference="the fusion head step by step, forward, two samples", unit="900 queries"
+        benchmark,
+        ours,
+        theirs,
+        3,
+        reference="the fusion head step by step, forward, two samples",
+        unit="900 queries",
     )
 
 
@@ -365,5 +372,10 @@ def test_sparse_encoder_against_spconv(benchmark: BenchmarkFixture) -> None:
             mine(features, numbered, 1), peer(features, numbered, 1), rtol=1e-3, atol=1e-3
         )
     compare(
-        benchmark, ours, theirs, 5, reference="spconv, forward and backward, with its indices", unit="6000 voxels"
+        benchmark,
+        ours,
+        theirs,
+        5,
+        reference="spconv, forward and backward, with its indices",
+        unit="6000 voxels",
     )

@@ -252,7 +252,7 @@ def test_raw_outputs_and_features_are_those_of_our_detector(
         features, bev = model.extract_feat(data["inputs"], data["data_samples"])
         assert batch.images is not None
         torch.testing.assert_close(features, native.read_images(batch.images), rtol=1e-4, atol=1e-4)
-    assert bev.shape == (2, 128, 16, 16)
+    assert bev.shape == (2, 128, *native.network.lidar.map_size)
     for name, value in ours.outputs.items():
         torch.testing.assert_close(theirs.outputs[name], value, rtol=1e-3, atol=1e-3)
 
@@ -268,8 +268,15 @@ def test_samples_without_boxes_have_finite_losses(train_dataset: Any, model: Any
 
 
 def test_losses_are_those_of_our_detector_on_the_same_noise(
-    train_dataset: Any, root: Path, index: NuScenesIndex, network: NetworkConfig, model: Any, native: Cmt
+    train_dataset: Any,
+    root: Path,
+    index: NuScenesIndex,
+    config: Config,
+    network: NetworkConfig,
+    model: Any,
+    native: Cmt,
 ) -> None:
+    losses = settings(LossConfig, config.model.losses)
     batch = native_training_batch(root, index, network)
     head = native.pts_bbox_head
     noised = prepare_denoising(
@@ -279,13 +286,13 @@ def test_losses_are_those_of_our_detector_on_the_same_noise(
         network.head.queries,
         head.low,
         head.extent,
-        LossConfig(),
+        losses,
         generator=torch.Generator().manual_seed(7),
     )
     with torch.no_grad():
         predictions = native(batch, noised)
         rows = detection_losses(
-            predictions, batch.boxes, batch.labels, batch.counts, LossConfig(), network.head, noised
+            predictions, batch.boxes, batch.labels, batch.counts, losses, network.head, noised
         )
         data = model.data_preprocessor(packed(train_dataset, 0, 1), training=True)
         torch.manual_seed(7)
@@ -414,7 +421,12 @@ def test_the_head_is_built_from_plain_settings(config: Config, network: NetworkC
     )
     assert head.config == network.head
     with torch.no_grad():
-        assert head(torch.zeros(1, 128, 4, 4), None, None, (64, 160)).outputs["dim"].shape == (2, 1, 100, 3)
+        assert head(torch.zeros(1, 128, 4, 4), None, None, (64, 160)).outputs["dim"].shape == (
+            2,
+            1,
+            network.head.queries,
+            3,
+        )
 
 
 def test_the_assigner_matches_as_our_losses_do(train_dataset: Any) -> None:
