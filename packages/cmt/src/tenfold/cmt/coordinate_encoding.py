@@ -8,6 +8,8 @@ over all 64 of them collapses into two small matrices, for direction and origin;
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import cast
 
@@ -147,7 +149,8 @@ class RayEncoding(nn.Sequential):
         rays = F.pad(pixels, (0, 1), value=1.0)
         # Rays are affine in u and v, so the first layer is applied to the camera's columns instead of to each pixel.
         along, offset = self._camera_layer(image2lidar)
-        hidden = (rays.flatten(0, 1) @ along).unflatten(-2, size) + offset[..., None, None, :]
+        with full_precision():
+            hidden = (rays.flatten(0, 1) @ along).unflatten(-2, size) + offset[..., None, None, :]
         encoded: Tensor = self[2](hidden.relu_())
         return encoded
 
@@ -167,7 +170,8 @@ class RayEncoding(nn.Sequential):
         Returns:
             [B, Q, D].
         """
-        homogeneous = torch.einsum("bvij,bqj->bvqi", lidar2image[..., :3, :3], points)
+        with full_precision():
+            homogeneous = torch.einsum("bvij,bqj->bvqi", lidar2image[..., :3, :3], points)
         homogeneous = homogeneous + lidar2image[..., None, :3, 3]
         depth = homogeneous[..., 2:].detach()
         in_front = depth > 0
@@ -176,7 +180,9 @@ class RayEncoding(nn.Sequential):
         height, width = image_size
         visible = in_front[..., 0] & (u >= 0) & (u < width) & (v >= 0) & (v < height)
         along, offset = self._camera_layer(image2lidar)
-        hidden = torch.where(visible[..., None], rays @ along + offset[..., None, :], 0).relu()
+        with full_precision():
+            hidden = rays @ along + offset[..., None, :]
+        hidden = torch.where(visible[..., None], hidden, 0).relu()
         # The last layer is linear: one row for a query instead of one for each camera that sees it.
         last = cast(nn.Linear, self[2])
         summed = F.linear(hidden.sum(1), last.weight)
@@ -195,6 +201,17 @@ class RayEncoding(nn.Sequential):
         origin = image2lidar[..., :3, 3] - self.low
         offset = origin @ weight.sum(1).T + first.bias
         return along.to(self.depths.dtype), offset.to(self.depths.dtype)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32: ten bits are too few for places in an image of 1600 pixels."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def inverse(matrices: Tensor) -> Tensor:
