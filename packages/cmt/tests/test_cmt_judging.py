@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lightning_fabric import Fabric
 
 from tenfold.cmt.cli import main
@@ -21,8 +22,9 @@ from tenfold.cmt.network_files import StoredNetwork
 from tenfold.cmt.nuscenes_index import NuScenesIndex, load_index
 from tenfold.cmt.object_database import build_database, is_collected
 from tenfold.cmt.procedural_scenes import SceneConfig, generate_scenes
-from tenfold.cmt.profiles import QUICK_DATA
+from tenfold.cmt.profiles import CAMERA, PROFILES, QUICK_DATA
 from tenfold.cmt.sensor_conditions import CONDITIONS, conditions_of
+from tenfold.cmt.suites import Profile
 from tenfold.shared.runs import save_atomically
 
 SCENES = SceneConfig(train_scenes=1, keyframes=2, sweeps=0, lead_sweeps=0, azimuths=90)
@@ -125,6 +127,26 @@ def test_a_split_without_annotations_is_detected_in_and_not_judged(
     written = json.loads((tmp_path / "out" / "submission-both.json").read_text())
     assert len(written["results"]) == 2
     assert not (tmp_path / "out" / "scores.json").exists()
+
+
+def test_a_file_of_the_authors_is_judged_as_it_is(
+    other_scenes: Callable[[int], NuScenesIndex],
+    make_detector: Callable[..., Cmt],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "nuscenes").symlink_to(other_scenes(0).root)
+    network = make_detector("lidar")
+    method = replace(CAMERA, name="tiny", network=network.network)
+    data = replace(QUICK_DATA, dataset="nuscenes", sweeps=0)
+    monkeypatch.setitem(PROFILES, "tiny", Profile("tiny", data, (method,)))
+    torch.save({"meta": {}, "state_dict": network.state_dict()}, tmp_path / "released.pth")
+    arguments = ("evaluate", "--checkpoint", tmp_path / "released.pth", "--data-root", tmp_path / "data")
+    arguments = (*arguments, "--output", tmp_path / "runs", "--results", tmp_path / "out", "--workers", 0)
+    assert run(*arguments, "--device", "cpu", "--configuration", "tiny") == 0
+    assert "mAP" in json.loads((tmp_path / "out" / "scores.json").read_text())["both sensors"]
+    assert run(*arguments, "--device", "cpu", "--configuration", "quick") == 2
 
 
 def test_what_is_submitted_is_what_is_scored(

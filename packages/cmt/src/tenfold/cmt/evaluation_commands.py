@@ -13,9 +13,9 @@ from rich.table import Table
 from tenfold.cmt.config import AugmentConfig, LossConfig, TrainConfig
 from tenfold.cmt.experiments import detect_condition
 from tenfold.cmt.figures import draw_sensor_loss
-from tenfold.cmt.file_commands import Accelerator, Quiet, data_root
+from tenfold.cmt.file_commands import Accelerator, Quiet, data_root, released_profile
 from tenfold.cmt.judging import BATCH_SIZE, as_submission, detections_per_second, score
-from tenfold.cmt.network_files import load_network
+from tenfold.cmt.network_files import load_network, load_released
 from tenfold.cmt.sensor_conditions import CONDITIONS, conditions_of
 from tenfold.cmt.submission import write_submission
 from tenfold.cmt.suite_runs import Suite, condition_title, slug
@@ -37,7 +37,9 @@ class Evaluate:
     """Judge a network on a split, with all its sensors or under some conditions."""
 
     checkpoint: Path
-    """model.pt of a run, or a converted file."""
+    """model.pt of a run, a converted file, or with --configuration a file of the authors."""
+    configuration: str = ""
+    """Of the authors' file: the profile of the same name, such as cmt_voxel0075_vov_1600x640."""
     conditions: tuple[str, ...] = ("both",)
     """Of both, no-lidar, no-cameras, neither, no-cam-front and so on for each camera, beams-16, -8, -4 and -1."""
     version: str = ""
@@ -67,7 +69,10 @@ class Evaluate:
             raise TenfoldError(f"{unknown[0]!r} is no condition; choose from {', '.join(CONDITIONS)}")
         if self.batch_size < 1 or not self.conditions:
             raise TenfoldError("give --batch-size at least 1, and --conditions at least one")
-        stored = load_network(self.checkpoint)
+        if self.configuration:
+            stored, _ = load_released(self.checkpoint, released_profile(self.configuration))
+        else:
+            stored = load_network(self.checkpoint)
         data = replace(
             stored.data,
             version=self.version or stored.data.version,

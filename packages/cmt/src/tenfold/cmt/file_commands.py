@@ -9,17 +9,15 @@ from typing import Annotated
 
 import tyro
 
-from tenfold.cmt.checkpoints import load_released_state_dict
 from tenfold.cmt.detecting import as_json, detect_keyframe, draw_keyframe
-from tenfold.cmt.detector import Cmt
 from tenfold.cmt.keyframe_folder import read_keyframe_folder
-from tenfold.cmt.network_files import StoredNetwork, load_network
+from tenfold.cmt.network_files import load_network, load_released
 from tenfold.cmt.nuscenes_index import load_index
 from tenfold.cmt.openmmlab_data import write_infos
 from tenfold.cmt.procedural_scenes import SceneConfig
 from tenfold.cmt.profiles import PROFILES
-from tenfold.cmt.released_files import read_released
 from tenfold.cmt.suite_runs import launch_fabric
+from tenfold.cmt.suites import Profile
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.logging import TenfoldError, get_logger
 from tenfold.shared.runs import save_atomically, write_json
@@ -35,6 +33,18 @@ def data_root(given: Path | None) -> Path:
     if given is not None and not given.is_dir():
         raise TenfoldError(f"there is no data root {given}; create it or leave out --data-root")
     return given or Path(os.environ.get("TENFOLD_DATA", "data"))
+
+
+def released_profile(name: str) -> Profile:
+    """The profile of a released configuration.
+
+    Raises:
+        TenfoldError: there is none of this name.
+    """
+    known = [profile for profile, one in PROFILES.items() if one.scenes is None]
+    if name not in known:
+        raise TenfoldError(f"unknown configuration {name!r}; choose one of {', '.join(known)}")
+    return PROFILES[name]
 
 
 @dataclass(frozen=True)
@@ -141,16 +151,9 @@ class Convert:
     """The file to write."""
 
     def run(self) -> int:
-        known = [name for name, one in PROFILES.items() if one.scenes is None]
-        if self.configuration not in known:
-            raise TenfoldError(
-                f"unknown configuration {self.configuration!r}; choose one of {', '.join(known)}"
-            )
-        profile = PROFILES[self.configuration]
-        network = Cmt(profile.methods[0].network)
-        report = load_released_state_dict(network, read_released(self.released), source=str(self.released))
+        stored, report = load_released(self.released, released_profile(self.configuration))
         self.output.parent.mkdir(parents=True, exist_ok=True)
-        save_atomically(self.output, StoredNetwork(network, profile.data).content())
+        save_atomically(self.output, stored.content())
         logger.info(
             "%d tensors loaded, %d sparse kernels turned; network in %s",
             report.loaded,

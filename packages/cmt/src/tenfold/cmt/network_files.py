@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenfold.cmt.checkpoints import load_network_state
+from tenfold.cmt.checkpoints import LoadReport, load_network_state, load_released_state_dict
 from tenfold.cmt.config import DataConfig, HeadConfig, ImageConfig, LidarConfig, NetworkConfig
 from tenfold.cmt.detector import Cmt
 from tenfold.cmt.procedural_scenes import SceneConfig
+from tenfold.cmt.released_files import read_released
+from tenfold.cmt.suites import Profile
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import load_checkpoint, plain
 
@@ -52,6 +54,21 @@ def load_network(path: Path) -> StoredNetwork:
     network = Cmt(shape)
     load_network_state(network, weights, str(path))
     return StoredNetwork(network, data, scenes)
+
+
+def load_released(path: Path, profile: Profile) -> tuple[StoredNetwork, LoadReport]:
+    """Read a file of the authors, strictly.
+
+    Args:
+        path: of the file.
+        profile: of the same configuration.
+
+    Raises:
+        TenfoldError: the file cannot be read, or its weights are of another configuration.
+    """
+    network = Cmt(profile.methods[0].network)
+    report = load_released_state_dict(network, read_released(path), source=str(path))
+    return StoredNetwork(network, profile.data), report
 
 
 def network_config(values: dict[str, Any]) -> NetworkConfig:
