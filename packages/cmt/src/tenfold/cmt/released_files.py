@@ -52,6 +52,7 @@ def _read(path: Path, is_zip: bool) -> Any:
     try:
         return torch.load(path, weights_only=True, **options)
     except pickle.UnpicklingError:
+        # Torch's own restricted reader refuses the records' classes; ours puts inert objects in their place.
         return torch.load(path, weights_only=False, pickle_module=_RESTRICTED_PICKLE, **options)
 
 
