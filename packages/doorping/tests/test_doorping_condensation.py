@@ -187,7 +187,9 @@ def assert_is_plain(
     images, trigger, losses = plain_loop(config, attack, plain, **options)
     start = first_images(Poison(few_digits(), attack, 0), config, 0)
     assert (images - start).abs().max() > 0.01
-    torch.testing.assert_close(found.images, images, rtol=1e-3, atol=1e-3)
+    # A large rate from noise carries a processor's rounding further.
+    tolerance = 1e-4 if config.init == "real" else 1e-3
+    torch.testing.assert_close(found.images, images, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(poison.trigger, trigger, rtol=1e-3, atol=1e-3)
     logged = [row["matching_loss"] for row in run.history() if "matching_loss" in row]
     assert logged == pytest.approx(losses, rel=1e-4)
