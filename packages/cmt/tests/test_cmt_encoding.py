@@ -164,7 +164,12 @@ def test_what_is_kept_is_not_in_files(tmp_path: Path) -> None:
     encoding = MapEncoding(HIDDEN)
     kept(encoding)
     torch.save(encoding.state_dict(), tmp_path / "weights.pt")
-    assert set(torch.load(tmp_path / "weights.pt", weights_only=True)) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert set(torch.load(tmp_path / "weights.pt", weights_only=True)) == {
+        "0.weight",
+        "0.bias",
+        "2.weight",
+        "2.bias",
+    }
 
 
 # -- rays ------------------------------------------------------------------------------------------------
