@@ -45,7 +45,8 @@ def test_a_corrupt_record_becomes_a_problem_with_its_reason(workspace, text, rea
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"schema_version": 2}, "schema_version: 1 was expected"),
+        ({"schema_version": 2}, "has the newer schema version 2 (this is 1): update"),
+        ({"schema_version": 0}, "has the older schema version 0 (this is 1): repeat the run with --force"),
         ({"metrics": {"accuracy": "80"}}, "metrics.accuracy: '80' is not of type"),
         ({"unknown": 1}, "Additional properties are not allowed"),
         ({"curves": {"loss": {"x": [1, 2], "y": [1], "x_label": "epoch"}}}, "2 x values and 1 y values"),
@@ -95,27 +96,13 @@ def test_a_missing_packages_folder_says_what_to_do(workspace):
         workspace.collect()
 
 
-def test_validate_lists_one_line_a_problem_and_fails(workspace, reported, capsys):
+def test_verify_lists_one_line_a_problem_and_fails(workspace, reported, capsys):
     workspace.package(reported=reported() + "unknown = 1\n")
     workspace.run(seed=0, status="done")
-    speed = workspace.results / "h100" / "speed"
-    speed.mkdir(parents=True)
-    (speed / "gfkd.json").write_text('{"benchmarks": [{"name": "step"}]}')
     with pytest.raises(SystemExit, match="1"):
-        main(["validate", *workspace.arguments()])
+        main(["verify", *workspace.arguments()])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[0] for line in lines] == [
         "packages/gfkd/src/tenfold/gfkd/reported.toml",
         "runs/gfkd/quick/gfkd-seed0/result.json",
-        "results/h100/speed/gfkd.json",
     ]
-
-
-def test_validate_is_silent_and_succeeds_where_all_is_well(workspace, reported, capsys):
-    workspace.package(reported=reported())
-    workspace.run()
-    with pytest.raises(SystemExit, match="0"):
-        main(["validate", *workspace.arguments()])
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "1 valid record, 1 valid table of reported numbers, 0 problems" in captured.err

@@ -80,6 +80,16 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """A local run directory without ``result.json``: interrupted, or still running."""
+
+    paper: str
+    profile: str
+    label: str
+    has_checkpoint: bool
+
+
+@dataclass(frozen=True)
 class Paper:
     """A package, as far as its files say; ``reported`` is None without a readable ``reported.toml``."""
 
@@ -107,12 +117,16 @@ class Collection:
     papers: tuple[Paper, ...]
     records: tuple[RunRecord, ...]
     problems: tuple[Problem, ...]
+    unfinished: tuple[Unfinished, ...] = ()
 
     def records_of(self, paper: str) -> tuple[RunRecord, ...]:
         return tuple(record for record in self.records if record.paper == paper)
 
     def problems_of(self, paper: str) -> tuple[Problem, ...]:
         return tuple(problem for problem in self.problems if problem.paper == paper)
+
+    def unfinished_of(self, paper: str) -> tuple[Unfinished, ...]:
+        return tuple(run for run in self.unfinished if run.paper == paper)
 
 
 def collect(runs: Path, results: Path, packages: Path) -> Collection:
@@ -132,6 +146,7 @@ def collect(runs: Path, results: Path, packages: Path) -> Collection:
         )
     papers, problems = read_packages(packages)
     records: list[RunRecord] = []
+    problems += lost_records(results)
     for root, sources in ((runs, ((LOCAL, runs),)), (results, hardware_folders(results))):
         if not root.is_dir():
             log.info("there is no folder %s: nothing is read from it", root)
@@ -143,7 +158,7 @@ def collect(runs: Path, results: Path, packages: Path) -> Collection:
                 if record is not None:
                     records.append(record)
     papers += papers_without_package(papers, records)
-    return Collection(tuple(papers), tuple(records), tuple(problems))
+    return Collection(tuple(papers), tuple(records), tuple(problems), tuple(unfinished_runs(runs)))
 
 
 def hardware_folders(results: Path) -> tuple[tuple[str, Path], ...]:
@@ -153,13 +168,37 @@ def hardware_folders(results: Path) -> tuple[tuple[str, Path], ...]:
     return tuple((folder.name, folder) for folder in sorted(results.iterdir()) if folder.is_dir())
 
 
+def unfinished_runs(runs: Path) -> list[Unfinished]:
+    """Run directories under ``runs`` that were begun and have no result."""
+    return [
+        Unfinished(paper, profile, label, (folder / "checkpoint.pt").is_file())
+        for folder in sorted(path.parent for path in runs.glob("*/*/*/config.json"))
+        for paper, profile, label in [folder.parts[-3:]]
+        if not (folder / "result.json").exists()
+    ]
+
+
+def lost_records(results: Path) -> list[Problem]:
+    """Directories of reference results whose ``result.json`` is missing."""
+    return [
+        Problem(
+            f"{results.name}/{folder.relative_to(results).as_posix()}/result.json",
+            "is missing: copy it from the run, or remove its directory",
+            paper_of(folder / "result.json"),
+        )
+        for _, hardware in hardware_folders(results)
+        for folder in sorted(hardware.glob("*/*/*-seed*/"))
+        if not (folder / "result.json").exists()
+    ]
+
+
 def read_record(path: Path, source: str) -> tuple[RunRecord | None, list[str]]:
     """The record of one ``result.json``, or None and the reasons why it cannot be used."""
     try:
         content = read_json(path)
     except ValueError as error:
         return None, [str(error)]
-    reasons = violations("result", content) or inconsistencies(content, path)
+    reasons = other_schema(content) or violations("result", content) or inconsistencies(content, path)
     return (None, reasons) if reasons else (RunRecord(content, path.parent, source), [])
 
 
@@ -184,6 +223,19 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"is not JSON: {error}") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
+
+
+def other_schema(content: Any) -> list[str]:
+    """What to do about a record that another release wrote; empty where its schema version is ours."""
+    version = content.get("schema_version") if isinstance(content, Mapping) else None
+    current = _validator("result").schema["properties"]["schema_version"]["const"]
+    if not isinstance(version, int) or version == current:
+        return []
+    if version < current:
+        return [f"has the older schema version {version} (this is {current}): repeat the run with --force"]
+    return [
+        f"has the newer schema version {version} (this is {current}): update tenfold-benchmarks to read it"
+    ]
 
 
 def violations(schema: str, content: Any) -> list[str]:

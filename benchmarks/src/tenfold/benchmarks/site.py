@@ -16,10 +16,11 @@ from plotly.offline import get_plotlyjs
 
 from tenfold.benchmarks import formatting
 from tenfold.benchmarks.embedding import compare_data, curve_data, script
+from tenfold.benchmarks.evidence import paired_evidence
 from tenfold.benchmarks.records import Collection
 from tenfold.benchmarks.run_sets import hardware_name
 from tenfold.benchmarks.speed import SpeedRatio
-from tenfold.benchmarks.strip_plot import strip_plot
+from tenfold.benchmarks.strip_plot import difference_plot, strip_plot
 from tenfold.benchmarks.summary import PaperPage, summarise, totals
 from tenfold.shared.logging import TenfoldError
 
@@ -94,7 +95,12 @@ def environment() -> jinja2.Environment:
     )
     filters = ("number", "spread", "duration", "memory", "date", "plural")
     templates.filters |= {name: getattr(formatting, name) for name in filters}
-    templates.filters |= {"strip_plot": strip_plot, "hardware_name": hardware_name}
+    templates.filters |= {
+        "strip_plot": strip_plot,
+        "paired_evidence": paired_evidence,
+        "difference_plot": difference_plot,
+        "hardware_name": hardware_name,
+    }
     templates.tests["web_link"] = _is_web_link
     return templates
 

@@ -10,7 +10,7 @@ from typing import Any
 from tenfold.benchmarks.curves import CurveFigure, curve_figures
 from tenfold.benchmarks.figures import Figure, figures_of
 from tenfold.benchmarks.formatting import plural
-from tenfold.benchmarks.records import Collection, Paper, Problem, RunRecord
+from tenfold.benchmarks.records import Collection, Paper, Problem, RunRecord, Unfinished
 from tenfold.benchmarks.run_sets import GPU, QUICK, SMOKE, RunSet, Status, run_sets
 from tenfold.shared.comparison import (
     Claim,
@@ -148,6 +148,7 @@ class PaperPage:
     tables: tuple[ReportedTable, ...]
     profiles: tuple[ProfileView, ...]
     problems: tuple[Problem, ...]
+    unfinished: tuple[Unfinished, ...]
     units: Mapping[str, str]
 
     @property
@@ -160,7 +161,7 @@ class PaperPage:
 
     @property
     def is_built(self) -> bool:
-        return self.paper.reported is not None or bool(self.profiles)
+        return self.paper.reported is not None or bool(self.profiles or self.unfinished)
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ def paper_page(paper: Paper, collection: Collection) -> PaperPage:
         tables=reported_tables(paper, sets),
         profiles=profiles,
         problems=collection.problems_of(paper.id),
+        unfinished=collection.unfinished_of(paper.id),
         units=_units(paper),
     )
 

@@ -84,6 +84,8 @@ class Measurement:
     method: str
     metric: str
     values: tuple[float, ...]
+    sources: tuple[tuple[str, str, int], ...] = ()
+    """(dataset, setting, seed) of each value."""
 
     @property
     def mean(self) -> float:
@@ -166,8 +168,15 @@ def measure(results: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str, s
                 key = (result["dataset"], result["setting"], result["method"], metric)
                 values[key].append((result["seed"], value))
     return {
-        key: Measurement(*key, values=tuple(value for _, value in sorted(seeds)))
-        for key, seeds in values.items()
+        (dataset, setting, method, metric): Measurement(
+            dataset,
+            setting,
+            method,
+            metric,
+            values=tuple(value for _, value in sorted(seeds)),
+            sources=tuple((dataset, setting, seed) for seed, _ in sorted(seeds)),
+        )
+        for (dataset, setting, method, metric), seeds in values.items()
     }
 
 
@@ -192,15 +201,21 @@ def judge(claim: Claim, results: Iterable[Mapping[str, Any]]) -> Verdict:
     ]
 
     def pooled(method: str) -> Measurement | None:
-        found = [
-            (result["seed"], result["metrics"][claim.metric])
+        found = sorted(
+            (result["seed"], result["metrics"][claim.metric], result["dataset"], result["setting"])
             for result in matching
             if result["method"] == method and result["metrics"].get(claim.metric) is not None
-        ]
+        )
         if not found:
             return None
-        values = tuple(value for _, value in sorted(found))
-        return Measurement(claim.dataset or "", claim.setting or "", method, claim.metric, values)
+        return Measurement(
+            claim.dataset or "",
+            claim.setting or "",
+            method,
+            claim.metric,
+            values=tuple(value for _, value, _, _ in found),
+            sources=tuple((dataset, setting, seed) for seed, _, dataset, setting in found),
+        )
 
     return Verdict(claim, pooled(claim.better), pooled(claim.worse))
 

@@ -58,9 +58,23 @@ function filterSection(section, words, output) {
     shown += row.hidden ? 0 : 1;
   }
   for (const table of section.querySelectorAll("table[data-sortable]")) {
-    table.closest(".table-scroll").hidden = words.length > 0 && ![...table.tBodies[0].rows].some((row) => !row.hidden);
+    const matches = [...table.tBodies[0].rows].some((row) => !row.hidden);
+    const fold = table.closest("details.fold");
+    (fold ?? table.closest(".table-scroll")).hidden = words.length > 0 && !matches;
+    if (fold) openWhileFiltered(fold, words.length > 0 && matches);
   }
   output.textContent = words.length ? `${shown} of ${rows.length} rows` : "";
+}
+
+// A folded table with a match is open while the filter holds, and afterwards as it was.
+function openWhileFiltered(fold, isFiltered) {
+  if (isFiltered) {
+    fold.dataset.before ??= String(fold.open);
+    fold.open = true;
+  } else if (fold.dataset.before !== undefined) {
+    fold.open = fold.dataset.before === "true";
+    delete fold.dataset.before;
+  }
 }
 
 function makeFilter(filter) {
