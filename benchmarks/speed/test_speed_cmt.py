@@ -9,7 +9,6 @@ weights and inputs, and are checked to agree before they are timed.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -34,23 +32,6 @@ CONFIG = HeadConfig(dropout=0.0)
 LOSSES = LossConfig()
 WEIGHTS = torch.tensor(LOSSES.code_weights)
 BOXES = (14, 20)
-
-
-def seconds_of(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def compare(
-    benchmark: BenchmarkFixture, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, **info: Any
-) -> None:
-    """Time both in turn; the ratio is the reference's time by ours."""
-    ours()
-    theirs()
-    ratios = [seconds_of(theirs) / seconds_of(ours) for _ in range(rounds)]
-    benchmark.pedantic(ours, rounds=3, iterations=1)
-    benchmark.extra_info.update(ratio=ratios, **info)
 
 
 # -- the plain head --------------------------------------------------------------------------------------
@@ -273,7 +254,9 @@ def truth() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.benchmark(group="cmt")
-def test_decoder_forward(benchmark: BenchmarkFixture, head: CmtHead, inputs: tuple[Tensor, ...]) -> None:
+def test_decoder_forward(
+    measure_ratio: Callable[..., Any], head: CmtHead, inputs: tuple[Tensor, ...]
+) -> None:
     bev, images, matrices = inputs
 
     @torch.no_grad()
@@ -287,11 +270,10 @@ def test_decoder_forward(benchmark: BenchmarkFixture, head: CmtHead, inputs: tup
     expected = theirs()
     for name, value in ours().items():
         torch.testing.assert_close(value[-1], expected[-1][name], rtol=1e-3, atol=5e-3)
-    compare(
-        benchmark,
+    measure_ratio(
         ours,
         theirs,
-        3,
+        rounds=3,
         reference="the fusion head step by step, forward, two samples",
         unit="900 queries",
     )
@@ -299,7 +281,7 @@ def test_decoder_forward(benchmark: BenchmarkFixture, head: CmtHead, inputs: tup
 
 @pytest.mark.benchmark(group="cmt")
 def test_training_step(
-    benchmark: BenchmarkFixture, head: CmtHead, inputs: tuple[Tensor, ...], truth: tuple[Tensor, Tensor]
+    measure_ratio: Callable[..., Any], head: CmtHead, inputs: tuple[Tensor, ...], truth: tuple[Tensor, Tensor]
 ) -> None:
     bev, images, matrices = inputs
     boxes, labels = truth
@@ -330,11 +312,10 @@ def test_training_step(
         head.zero_grad()
         losses().backward()
 
-    compare(
-        benchmark,
+    measure_ratio(
         lambda: step(ours),
         lambda: step(theirs),
-        3,
+        rounds=3,
         reference="the fusion head and its losses step by step, forward and backward, two samples",
         unit="900 queries",
     )
@@ -352,7 +333,7 @@ def voxels(count: int) -> tuple[Tensor, Tensor, LidarConfig]:
 
 
 @pytest.mark.benchmark(group="cmt")
-def test_sparse_encoder_against_spconv(benchmark: BenchmarkFixture) -> None:
+def test_sparse_encoder_against_spconv(measure_ratio: Callable[..., Any]) -> None:
     pytest.importorskip("spconv", exc_type=ImportError)
     features, cells, lidar = voxels(6000)
     torch.manual_seed(0)
@@ -371,11 +352,10 @@ def test_sparse_encoder_against_spconv(benchmark: BenchmarkFixture) -> None:
         torch.testing.assert_close(
             mine(features, numbered, 1), peer(features, numbered, 1), rtol=1e-3, atol=1e-3
         )
-    compare(
-        benchmark,
+    measure_ratio(
         ours,
         theirs,
-        5,
         reference="spconv, forward and backward, with its indices",
+        peer="spconv",
         unit="6000 voxels",
     )

@@ -6,14 +6,12 @@ trigger step that runs the whole network under a forward hook on the whole image
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 from tenfold.doorping.defences.strip import StripConfig, strip
@@ -29,27 +27,6 @@ PAPER = {"channels": 3, "image_size": 32, "width": 128, "depth": 3}
 def make(settings: dict[str, Any], seed: int = 0) -> Network:
     with seeded(seed):
         return build_model("ConvNet", classes=10, **settings)
-
-
-def seconds_of(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def compare(
-    benchmark: BenchmarkFixture,
-    ours: Callable[[], Any],
-    theirs: Callable[[], Any],
-    rounds: int,
-    **info: Any,
-) -> None:
-    """Time both in turn; the ratio is the reference's time by ours."""
-    ours()
-    theirs()
-    ratios = [seconds_of(theirs) / seconds_of(ours) for _ in range(rounds)]
-    benchmark.pedantic(ours, rounds=3, iterations=1)
-    benchmark.extra_info.update(ratio=ratios, **info)
 
 
 def class_by_class(network: Network, synthetic: Tensor, real: Tensor, ipc: int) -> tuple[Tensor, Tensor]:
@@ -72,9 +49,10 @@ def class_by_class(network: Network, synthetic: Tensor, real: Tensor, ipc: int) 
 @pytest.mark.parametrize(
     ("name", "settings", "batch", "rounds"),
     [("the quick profile's", SMALL, 32, 5), ("the paper's", PAPER, 16, 2)],
+    ids=["quick profile", "paper"],
 )
 def test_matching_against_a_loop_over_classes(
-    benchmark: BenchmarkFixture, name: str, settings: dict[str, Any], batch: int, rounds: int
+    measure_ratio: Callable[..., Any], name: str, settings: dict[str, Any], batch: int, rounds: int
 ) -> None:
     network = make(settings)
     side, ipc, generator = settings["image_size"], 10, torch.Generator().manual_seed(1)
@@ -86,17 +64,16 @@ def test_matching_against_a_loop_over_classes(
         strict=True,
     ):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    compare(
-        benchmark,
+    measure_ratio(
         lambda: matching_step(network, synthetic, real, ipc),
         lambda: class_by_class(network, synthetic, real, ipc),
-        rounds,
+        rounds=rounds,
         reference="a loop over classes, gradients of all parameters",
         unit=f"matching steps of 10 classes, {batch} real and {ipc} synthetic images each, {name} ConvNet",
     )
 
 
-def test_victims_against_one_after_another(benchmark: BenchmarkFixture) -> None:
+def test_victims_against_one_after_another(measure_ratio: Callable[..., Any]) -> None:
     generator = torch.Generator().manual_seed(2)
     images, labels = torch.randn(100, 1, 8, 8, generator=generator), torch.arange(10).repeat_interleave(10)
     config = VictimConfig(networks=5, epochs=20, drop_after=10, lr=0.05)
@@ -113,11 +90,9 @@ def test_victims_against_one_after_another(benchmark: BenchmarkFixture) -> None:
                 F.cross_entropy(network(images), labels).backward()
                 optimizer.step()
 
-    compare(
-        benchmark,
+    measure_ratio(
         together,
         one_after_another,
-        5,
         reference="five networks trained one after another with torch.optim.SGD",
         unit="trainings of five small ConvNets for 20 passes over 100 images",
     )
@@ -149,7 +124,7 @@ def hooked_update(network: Network, trigger: Tensor, mask: Tensor, steps: int) -
     return delta.detach()
 
 
-def test_a_trigger_update_against_hooks(benchmark: BenchmarkFixture) -> None:
+def test_a_trigger_update_against_hooks(measure_ratio: Callable[..., Any]) -> None:
     network, mask = make(SMALL), patch_mask(1, 8, 2)
     for seed in range(100):  # a trigger that the neuron answers to, and far enough from what ends the update
         trigger = 400 * torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * mask
@@ -161,17 +136,15 @@ def test_a_trigger_update_against_hooks(benchmark: BenchmarkFixture) -> None:
     steps = 60
     found = optimise_trigger(network, trigger, mask, steps=steps)
     torch.testing.assert_close(found, hooked_update(network, trigger, mask, steps), rtol=2e-3, atol=1e-3)
-    compare(
-        benchmark,
+    measure_ratio(
         lambda: optimise_trigger(network, trigger, mask, steps=steps),
         lambda: hooked_update(network, trigger, mask, steps),
-        5,
         reference="the whole network under a new forward hook at every step",
         unit=f"updates of at most {steps} steps, the quick profile's ConvNet",
     )
 
 
-def test_strip_against_art(benchmark: BenchmarkFixture) -> None:
+def test_strip_against_art(measure_ratio: Callable[..., Any]) -> None:
     pytest.importorskip("art")
     from tenfold.doorping.defences.art_adapter import art_strip
 
@@ -179,11 +152,11 @@ def test_strip_against_art(benchmark: BenchmarkFixture) -> None:
     generator = torch.Generator().manual_seed(3)
     held_out, clean, triggered = (torch.randn(40, 1, 8, 8, generator=generator) for _ in range(3))
     config = StripConfig(overlays=20)
-    compare(
-        benchmark,
+    measure_ratio(
         lambda: strip(network, held_out, clean, triggered, config),
         lambda: art_strip(network, held_out, clean, triggered, config),
-        3,
+        rounds=3,
         reference="STRIP of the Adversarial Robustness Toolbox, input by input",
+        peer="adversarial-robustness-toolbox",
         unit="tests of 40 clean and 40 triggered inputs with 20 overlays",
     )

@@ -8,7 +8,6 @@ expansion. It takes the authors' weights, and both sides give the same, which is
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -176,75 +174,42 @@ def pair() -> tuple[EMO, PlainEMO]:
     return model, plain
 
 
-def seconds_of(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def measure(
-    benchmark: BenchmarkFixture,
-    ours: Callable[[], Any],
-    theirs: Callable[[], Any],
-    rounds: int,
-    passes: int = 1,
-    **info: Any,
-) -> float:
-    """Time both in turn, some passes each, as a server or a training does; returns the median ratio, theirs to ours."""
-
-    def several(work: Callable[[], Any]) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(passes):
-                work()
-
-        return run
-
-    for work in (ours, theirs):
-        work()
-    ratios = [seconds_of(several(theirs)) / seconds_of(several(ours)) for _ in range(rounds)]
-    benchmark.pedantic(ours, rounds=3, iterations=1)
-    benchmark.extra_info.update(ratio=ratios, **info)
-    return sorted(ratios)[len(ratios) // 2]
-
-
 def test_inference_against_the_plain_composition(
-    benchmark: BenchmarkFixture, pair: tuple[EMO, PlainEMO]
+    measure_ratio: Callable[..., Any], pair: tuple[EMO, PlainEMO]
 ) -> None:
     model, plain = pair
     folded, images = reparameterize(model), torch.randn(1, 3, SIZE, SIZE)
     with torch.inference_mode():
-        ratio = measure(
-            benchmark,
+        measured = measure_ratio(
             lambda: folded(images),
             lambda: plain(images),
-            11,
+            rounds=11,
             passes=8,
             reference="the plain composition with rearranged windows and softmax attention",
             unit="images at 224, EMO-1M, batch 1, norms folded",
         )
-    assert ratio > 1.05
+    assert measured.median > 1.05
 
 
 def test_inference_with_norms_against_the_plain_composition(
-    benchmark: BenchmarkFixture, pair: tuple[EMO, PlainEMO]
+    measure_ratio: Callable[..., Any], pair: tuple[EMO, PlainEMO]
 ) -> None:
     model, plain = pair
     images = torch.randn(1, 3, SIZE, SIZE)
     with torch.inference_mode():
-        ratio = measure(
-            benchmark,
+        measured = measure_ratio(
             lambda: model(images),
             lambda: plain(images),
-            11,
+            rounds=11,
             passes=8,
             reference="the plain composition with rearranged windows and softmax attention",
             unit="images at 224, EMO-1M, batch 1, norms as they are",
         )
-    assert ratio > 1
+    assert measured.median > 1
 
 
 def test_training_against_the_plain_composition(
-    benchmark: BenchmarkFixture, pair: tuple[EMO, PlainEMO]
+    measure_ratio: Callable[..., Any], pair: tuple[EMO, PlainEMO]
 ) -> None:
     images, targets = torch.randn(8, 3, SIZE, SIZE), torch.arange(8)
 
@@ -256,19 +221,17 @@ def test_training_against_the_plain_composition(
         return run
 
     model, plain = (copy.deepcopy(network).train() for network in pair)
-    ratio = measure(
-        benchmark,
+    measured = measure_ratio(
         step(model),
         step(plain),
-        5,
         reference="the plain composition with rearranged windows and softmax attention",
         unit="forward and backward passes of 8 images at 224, EMO-1M",
     )
-    assert ratio > 1.05
+    assert measured.median > 1.05
 
 
 def test_folded_onnx_against_the_plain_graph(
-    benchmark: BenchmarkFixture, pair: tuple[EMO, PlainEMO], tmp_path: Path
+    measure_ratio: Callable[..., Any], pair: tuple[EMO, PlainEMO], tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
     import onnxruntime
@@ -289,32 +252,33 @@ def test_folded_onnx_against_the_plain_graph(
     ours, theirs = (lambda session=session: session.run(None, {"images": images})[0] for session in sessions)
     torch.testing.assert_close(torch.from_numpy(ours()), torch.from_numpy(theirs()), rtol=1e-3, atol=1e-4)
     assert onnx_runtime(tmp_path / "folded.onnx")(torch.from_numpy(images)).shape == (1, 1000)
-    ratio = measure(
-        benchmark,
+    measured = measure_ratio(
         ours,
         theirs,
-        11,
+        rounds=11,
         passes=8,
         reference="ONNX Runtime with the graph of the plain composition",
         unit="images at 224 in ONNX Runtime, EMO-1M, batch 1, one thread",
     )
     # ONNX Runtime folds norms and fuses the plain graph's convolutions by itself: neither side is ahead.
-    assert ratio > 0.7
+    assert measured.median > 0.7
 
 
 @pytest.mark.parametrize("peer", ["edgenext_xx_small", "mobilevit_xxs", "mobilenetv2_050"])
-def test_inference_against_a_peer(benchmark: BenchmarkFixture, pair: tuple[EMO, PlainEMO], peer: str) -> None:
+def test_inference_against_a_peer(
+    measure_ratio: Callable[..., Any], pair: tuple[EMO, PlainEMO], peer: str
+) -> None:
     """Below 1, the peer is faster: EMO-1M is not the fastest network of its size in eager PyTorch on one thread."""
     folded, other = reparameterize(pair[0]), timm.create_model(peer).eval()
     images = torch.randn(1, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     other = other.to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        measure(
-            benchmark,
+        measure_ratio(
             lambda: folded(images),
             lambda: other(images),
-            11,
+            rounds=11,
             passes=8,
             reference=f"timm's {peer}",
+            peer="timm",
             unit="images at 224, EMO-1M, batch 1, norms folded",
         )

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from transformers import Mask2FormerForUniversalSegmentation
 from transformers.models.mask2former.modeling_mask2former import (
@@ -40,21 +39,6 @@ def seconds_of(work: Callable[[], Any]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def compare(
-    benchmark: BenchmarkFixture,
-    ours: Callable[[], Any],
-    theirs: Callable[[], Any],
-    rounds: int,
-    **info: Any,
-) -> None:
-    """Time both in turn; the ratio is the reference's time by ours."""
-    ours()
-    theirs()
-    ratios = [seconds_of(theirs) / seconds_of(ours) for _ in range(rounds)]
-    benchmark.pedantic(ours, rounds=3, iterations=1)
-    benchmark.extra_info.update(ratio=ratios, **info)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +88,7 @@ def all_masks(predictions: Predictions) -> Tensor:
 
 
 @pytest.mark.benchmark(group="reft")
-def test_deformable_attention_against_the_stacked_formulation(benchmark: BenchmarkFixture) -> None:
+def test_deformable_attention_against_the_stacked_formulation(measure_ratio: Callable[..., Any]) -> None:
     shapes = [(16, 16), (32, 32), (64, 64)]
     cells = sum(height * width for height, width in shapes)
     value = torch.randn(1, cells, 8, 32, requires_grad=True)
@@ -118,19 +102,18 @@ def test_deformable_attention_against_the_stacked_formulation(benchmark: Benchma
         return multi_scale_deformable_attention(value, shapes, locations, weights)  # type: ignore[arg-type]
 
     torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-5)
-    compare(
-        benchmark,
+    measure_ratio(
         lambda: torch.autograd.grad(ours().sum(), (value, locations, weights)),
         lambda: torch.autograd.grad(theirs().sum(), (value, locations, weights)),
-        5,
         reference="transformers' deformable attention, forward and backward",
+        peer="transformers",
         unit="512 px",
     )
 
 
 @pytest.mark.benchmark(group="reft")
 def test_matching_against_a_loop_over_layers_and_images(
-    benchmark: BenchmarkFixture, predictions: Predictions, batch: Batch
+    measure_ratio: Callable[..., Any], predictions: Predictions, batch: Batch
 ) -> None:
     layers = len(predictions.queries)
     matcher = Mask2FormerHungarianMatcher(2.0, 5.0, 5.0, LOSSES.num_points)
@@ -164,12 +147,14 @@ def test_matching_against_a_loop_over_layers_and_images(
         for query, target in zip(queries, targets, strict=True)
     ]
     assert sum(agreeing) / len(agreeing) > 0.5  # the points are random on both sides
-    compare(benchmark, ours, theirs, 5, reference="transformers' matcher, layer by layer", unit="batches")
+    measure_ratio(
+        ours, theirs, reference="transformers' matcher, layer by layer", peer="transformers", unit="batches"
+    )
 
 
 @pytest.mark.benchmark(group="reft")
 def test_losses_against_the_library(
-    benchmark: BenchmarkFixture,
+    measure_ratio: Callable[..., Any],
     library: Mask2FormerForUniversalSegmentation,
     predictions: Predictions,
     batch: Batch,
@@ -201,19 +186,18 @@ def test_losses_against_the_library(
         return total
 
     torch.testing.assert_close(ours(), theirs(), rtol=0.05, atol=0.0)  # random points on both sides
-    compare(
-        benchmark,
+    measure_ratio(
         lambda: torch.autograd.grad(ours(), (embeddings, features, logits)),
         lambda: torch.autograd.grad(theirs(), (embeddings, features, logits)),
-        5,
         reference="transformers' losses and matching of all layers, forward and backward",
+        peer="transformers",
         unit="batches",
     )
 
 
 @pytest.mark.benchmark(group="reft")
 def test_query_decoder_at_inference_against_masks_at_full_size(
-    benchmark: BenchmarkFixture,
+    measure_ratio: Callable[..., Any],
     network: RefT,
     library: Mask2FormerForUniversalSegmentation,
     batch: Batch,
@@ -229,12 +213,14 @@ def test_query_decoder_at_inference_against_masks_at_full_size(
             return masks
 
     torch.testing.assert_close(ours(), theirs(), rtol=1e-3, atol=1e-2)
-    compare(benchmark, ours, theirs, 5, reference="transformers' forward pass at inference", unit="batches")
+    measure_ratio(
+        ours, theirs, reference="transformers' forward pass at inference", peer="transformers", unit="batches"
+    )
 
 
 @pytest.mark.benchmark(group="reft")
 def test_training_step_against_the_library(
-    benchmark: BenchmarkFixture,
+    measure_ratio: Callable[..., Any],
     network: RefT,
     library: Mask2FormerForUniversalSegmentation,
     batch: Batch,
@@ -250,18 +236,18 @@ def test_training_step_against_the_library(
         found = library(batch.images, mask_labels=list(batch.masks.float()), class_labels=list(batch.labels))
         found.loss.backward()
 
-    compare(
-        benchmark,
+    measure_ratio(
         ours,
         theirs,
-        3,
+        rounds=3,
         reference="transformers' Mask2Former, forward, losses, backward",
+        peer="transformers",
         unit="batches",
     )
 
 
 @pytest.mark.benchmark(group="reft")
-def test_feature_reference_against_a_loop_over_images_and_levels(benchmark: BenchmarkFixture) -> None:
+def test_feature_reference_against_a_loop_over_images_and_levels(measure_ratio: Callable[..., Any]) -> None:
     """All classes at once, against one class after another as centres are usually compared."""
     width, classes = 256, 80
     reference = FeatureReference(width)
@@ -287,7 +273,7 @@ def test_feature_reference_against_a_loop_over_images_and_levels(benchmark: Benc
             return torch.stack(outputs)
 
     torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-5)
-    compare(benchmark, ours, theirs, 3, reference="a loop over images and classes", unit="batches")
+    measure_ratio(ours, theirs, rounds=3, reference="a loop over images and classes", unit="batches")
 
 
 def test_references_add_little_to_the_forward_pass(network: RefT, batch: Batch) -> None:

@@ -7,9 +7,9 @@ losses from the same random numbers, which is checked before timing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -81,16 +81,11 @@ def make_step(kind: type[Topology], framework: str) -> Callable[[], Tensor]:
     return step
 
 
-def seconds_per_step(step: Callable[[], object], steps: int = 3) -> float:
-    started = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - started) / steps
-
-
 @pytest.mark.parametrize("framework", ["akd", "cpf"])
 @pytest.mark.parametrize("reference", ["rows on edges", "DGL"])
-def test_student_step(benchmark: BenchmarkFixture, framework: str, reference: str) -> None:
+def test_student_step(
+    benchmark: BenchmarkFixture, measure_ratio: Callable[..., Any], framework: str, reference: str
+) -> None:
     if reference == "DGL":
         pytest.importorskip("dgl")
     peer_kind = DglTopology if reference == "DGL" else EdgeValuedTopology
@@ -100,26 +95,23 @@ def test_student_step(benchmark: BenchmarkFixture, framework: str, reference: st
         mine = float(ours())
         torch.manual_seed(1)
         assert mine == pytest.approx(float(theirs()), rel=1e-3)
-    ratios, seconds = [], []
-    for _ in range(5):
-        reference_seconds = seconds_per_step(theirs)
-        seconds.append(seconds_per_step(ours))
-        ratios.append(reference_seconds / seconds[-1])
-    benchmark.pedantic(ours, rounds=5, iterations=2)
     described = (
         "torch_geometric's gather and scatter, rows on edges" if reference != "DGL" else "DGL's kernels"
     )
-    benchmark.extra_info.update(
-        ratio=ratios,
+    measured = measure_ratio(
+        ours,
+        theirs,
+        passes=3,
         reference=f"the same step with {described}",
+        peer="dgl" if reference == "DGL" else None,
         unit="training steps",
-        milliseconds_per_step=1000 * min(seconds),
     )
+    benchmark.extra_info["milliseconds_per_step"] = 1000 * min(measured.seconds)
     if reference != "DGL":
-        assert sorted(ratios)[2] > 1
+        assert measured.median > 1
 
 
-def test_attention_on_a_large_graph(benchmark: BenchmarkFixture) -> None:
+def test_attention_on_a_large_graph(measure_ratio: Callable[..., Any]) -> None:
     """One of label propagation's updates, forward and backward, on a graph with as many edges as Recidivism."""
     num_nodes, num_edges = 18876, 642616
     generator = torch.Generator().manual_seed(0)
@@ -138,9 +130,11 @@ def test_attention_on_a_large_graph(benchmark: BenchmarkFixture) -> None:
         if topology is ours:
             expected = gradients
     torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-4)
-    ratios = [seconds_per_step(lambda: step(theirs)) / seconds_per_step(lambda: step(ours)) for _ in range(5)]
-    benchmark.pedantic(lambda: step(ours), rounds=5, iterations=2)
-    benchmark.extra_info.update(
-        ratio=ratios, reference="torch_geometric's softmax, rows on edges", unit="attention updates"
+    measured = measure_ratio(
+        lambda: step(ours),
+        lambda: step(theirs),
+        passes=3,
+        reference="torch_geometric's softmax, rows on edges",
+        unit="attention updates",
     )
-    assert sorted(ratios)[2] > 1
+    assert measured.median > 1

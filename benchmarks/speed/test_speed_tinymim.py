@@ -7,14 +7,12 @@ agree.
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,27 +66,6 @@ def peak_of(work: Callable[[], Any]) -> int:
     return memory.peak
 
 
-def seconds_of(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def compare(
-    benchmark: BenchmarkFixture,
-    ours: Callable[[], Any],
-    theirs: Callable[[], Any],
-    rounds: int,
-    **info: Any,
-) -> None:
-    """Time both in turn; the ratio is the reference's time by ours."""
-    ours()
-    theirs()
-    ratios = [seconds_of(theirs) / seconds_of(ours) for _ in range(rounds)]
-    benchmark.pedantic(ours, rounds=3, iterations=1)
-    benchmark.extra_info.update(ratio=ratios, **info)
-
-
 # -- the reference -------------------------------------------------------------------------------------
 
 
@@ -135,7 +112,7 @@ def random_qkv(width: int, seed: int) -> list[Tensor]:
     return [draw(BATCH, 12, 197, width, seed=seed + number) for number in range(3)]
 
 
-def test_the_relation_loss_against_stored_maps(benchmark: BenchmarkFixture) -> None:
+def test_the_relation_loss_against_stored_maps(measure_ratio: Callable[..., Any]) -> None:
     """Twelve heads of ViT-T and ViT-S."""
     teacher = QKV(*random_qkv(32, 0))
     student = [values.requires_grad_() for values in random_qkv(16, 10)]
@@ -150,17 +127,15 @@ def test_the_relation_loss_against_stored_maps(benchmark: BenchmarkFixture) -> N
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-8)
     memory = peak_of(ours) / peak_of(theirs)
     assert memory <= 0.5
-    compare(
-        benchmark,
+    measure_ratio(
         ours,
         theirs,
-        5,
         reference="four maps and their logarithms in float32, by autograd",
         unit=f"losses with gradients of {BATCH} images, 12 heads, 197 tokens; {memory:.2f} of its peak memory",
     )
 
 
-def test_the_relation_step_against_stored_maps(benchmark: BenchmarkFixture) -> None:
+def test_the_relation_step_against_stored_maps(measure_ratio: Callable[..., Any]) -> None:
     """ViT-T imitates block 12 of ViT-S at 224 pixels; stochastic depth is off, so that both sides agree."""
     torch.manual_seed(0)
     network = build_teacher("mae_vit_small")
@@ -187,11 +162,10 @@ def test_the_relation_step_against_stored_maps(benchmark: BenchmarkFixture) -> N
     torch.testing.assert_close(ours(), theirs(), rtol=1e-3, atol=1e-7)
     memory = peak_of(ours) / peak_of(theirs)
     assert memory < 1  # the rest is activations of the student that both sides keep
-    compare(
-        benchmark,
+    measure_ratio(
         ours,
         theirs,
-        3,
+        rounds=3,
         reference="attention and relations with every map stored, all blocks of the teacher",
         unit=f"steps of {BATCH} images, ViT-S to ViT-T at 224 pixels; {memory:.2f} of its peak memory",
     )
@@ -202,16 +176,15 @@ def split_heads(values: Tensor, heads: int) -> Tensor:
     return values.transpose(1, 2).flatten(2).unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def test_colours_of_a_batch_against_one_by_one(benchmark: BenchmarkFixture) -> None:
+def test_colours_of_a_batch_against_one_by_one(measure_ratio: Callable[..., Any]) -> None:
     pixels = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     change: nn.Module = v2.ColorJitter(0.4, 0.4, 0.4)
     generator = torch.Generator().manual_seed(1)
-    compare(
-        benchmark,
+    measure_ratio(
         lambda: jitter(pixels, draw_colours(64, 0.4, generator)),
         lambda: torch.stack([change(image) for image in pixels]),
-        5,
         reference="torchvision's ColorJitter, image by image",
+        peer="torchvision",
         unit="batches of 64 images of 64 pixels, each with colours of its own",
     )
 

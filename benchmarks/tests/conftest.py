@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tenfold.benchmarks.records import Collection, collect
 from tenfold.benchmarks.site import write_site
@@ -80,6 +80,14 @@ class Workspace:
         for seed, accuracy in enumerate(accuracies):
             self.run(name=method.lower(), method=method, seed=seed, metrics={"accuracy": accuracy}, **changes)
 
+    def speed(self, *lines: Mapping[str, Any], hardware: str = "h100", paper: str = "gfkd") -> Path:
+        """Add lines to a speed history; return its file."""
+        path = self.results / hardware / "speed" / f"{paper}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        return path
+
     def collect(self) -> Collection:
         return collect(self.runs, self.results, self.packages)
 
@@ -129,6 +137,33 @@ def run_record(**changes: Any) -> dict[str, Any]:
             "throughput_unit": "graphs/s",
             "peak_memory_bytes": 2**20,
         },
+    }
+    return content | changes
+
+
+def speed_entry(**changes: Any) -> dict[str, Any]:
+    """A valid benchmark of a speed history."""
+    entry = {"name": "test_step", "ratios": [2.0], "reference": "DGL", "peer": "dgl", "unit": "steps"}
+    return entry | {"numbers": {}} | changes
+
+
+def speed_line(benchmarks: list[dict[str, Any]] | None = None, **changes: Any) -> dict[str, Any]:
+    """A valid line of a speed history; ``changes`` replace whole fields."""
+    content: dict[str, Any] = {
+        "schema_version": 1,
+        "measured_at": "2025-11-20T10:00:00+00:00",
+        "commit": "abcdef0123456789",
+        "dirty": False,
+        "machine": {
+            "python": "3.11.9",
+            "system": "Linux x86_64",
+            "torch": "2.11.0",
+            "threads": 1,
+            "cpu": "Test CPU",
+            "cpu_cores": 2,
+            "gpus": [],
+        },
+        "benchmarks": benchmarks or [speed_entry()],
     }
     return content | changes
 
@@ -198,6 +233,18 @@ def record() -> Callable[..., Mapping[str, Any]]:
 
 
 @pytest.fixture
+def timing() -> Callable[..., dict[str, Any]]:
+    """Builder of a benchmark of a speed history."""
+    return speed_entry
+
+
+@pytest.fixture
+def suite() -> Callable[..., dict[str, Any]]:
+    """Builder of a line of a speed history."""
+    return speed_line
+
+
+@pytest.fixture
 def pixel() -> bytes:
     """A PNG of one pixel."""
     return PIXEL
@@ -209,6 +256,7 @@ def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("Chromium is missing: apt-get install chromium")
+    expect.set_options(timeout=30_000)  # milliseconds: a busy machine parses plotly's script slowly
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS.split())
         yield launched
@@ -223,10 +271,14 @@ def browser_page(browser: Browser) -> Iterator[Page]:
     def note(message: ConsoleMessage) -> None:
         complaints.append(f"{message.type}: {message.text}")
 
+    def note_lost(request: Request) -> None:
+        if request.failure != "net::ERR_ABORTED":  # how Chromium ends the loading of audio it has enough of
+            complaints.append(f"not found: {request.url}")
+
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.on("console", note)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("requestfailed", lambda request: complaints.append(f"not found: {request.url}"))
+    page.on("requestfailed", note_lost)
     yield page
     page.close()
     assert complaints == []
@@ -250,12 +302,14 @@ def sample_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     broken = made.runs / "gfkd" / "quick" / "broken-seed0"
     broken.mkdir()
     (broken / "result.json").write_text("{")
-    speed = made.results / "h100" / "speed"
-    speed.mkdir()
-    ratio = {"ratio": [2.0, 4.0, 3.0], "reference": "DGL", "unit": "step time"}
-    benchmark = {"name": "step", "extra_info": ratio}
-    (speed / "gfkd.json").write_text(
-        json.dumps({"benchmarks": [benchmark], "datetime": "2025-11-20T10:00:00"})
+    made.speed(speed_line([speed_entry(ratios=[4.5, 4.6])], measured_at="2025-11-13T10:00:00+00:00"))
+    made.speed(
+        speed_line(
+            [
+                speed_entry(ratios=[2.0, 4.0, 3.0]),
+                speed_entry(name="test_loading[64-small]", ratios=[0.4, 0.5], peer=None, reference="a loop"),
+            ]
+        )
     )
     return made.build()
 

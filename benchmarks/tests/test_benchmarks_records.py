@@ -46,7 +46,7 @@ def test_a_corrupt_record_becomes_a_problem_with_its_reason(workspace, text, rea
     ("changes", "reason"),
     [
         ({"schema_version": 2}, "has the newer schema version 2 (this is 1): update"),
-        ({"schema_version": 0}, "has the older schema version 0 (this is 1): repeat the run with --force"),
+        ({"schema_version": 0}, "has the older schema version 0 (this is 1): run it again"),
         ({"metrics": {"accuracy": "80"}}, "metrics.accuracy: '80' is not of type"),
         ({"unknown": 1}, "Additional properties are not allowed"),
         ({"curves": {"loss": {"x": [1, 2], "y": [1], "x_label": "epoch"}}}, "2 x values and 1 y values"),

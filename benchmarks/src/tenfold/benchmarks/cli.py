@@ -19,6 +19,7 @@ from tenfold.benchmarks.reproducing import INTERRUPTED, check_installed, print_o
 from tenfold.benchmarks.server import serve
 from tenfold.benchmarks.site import refuse_foreign, write_site
 from tenfold.benchmarks.sources import Sources, chosen_runs, read_sources
+from tenfold.benchmarks.speed_recording import RecordSpeed
 from tenfold.benchmarks.summary import summarise
 from tenfold.benchmarks.verifying import verify
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger
@@ -169,7 +170,7 @@ class Reproduce:
         return 1 if any(outcome.exit_status for outcome in outcomes) else 0
 
 
-Command = Dashboard | Serve | Compare | Verify | Export | Reproduce
+Command = Reproduce | Dashboard | Serve | Compare | Verify | Export | RecordSpeed
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -232,7 +232,9 @@ def other_schema(content: Any) -> list[str]:
     if not isinstance(version, int) or version == current:
         return []
     if version < current:
-        return [f"has the older schema version {version} (this is {current}): repeat the run with --force"]
+        return [
+            f"has the older schema version {version} (this is {current}): run it again with the same command"
+        ]
     return [
         f"has the newer schema version {version} (this is {current}): update tenfold-benchmarks to read it"
     ]

@@ -128,7 +128,8 @@ def _write_pages(
     render("compare.html", "compare.html")
     render("speed.html", "speed.html", ratios=speed, names={page.paper.id: page.paper.name for page in pages})
     for page in pages:
-        render("paper.html", f"papers/{page.paper.id}.html", root="../", page=page)
+        ratios = [ratio for ratio in speed if ratio.paper == page.paper.id]
+        render("paper.html", f"papers/{page.paper.id}.html", root="../", page=page, ratios=ratios)
 
 
 def _write_data(pages: Iterable[PaperPage], folder: Path) -> None:
