@@ -11,8 +11,16 @@ BUILT := gfkd reliant coca pmt-iqa drum-gpt emo doorping tinymim reft cmt
 PROFILE ?= quick
 SEEDS ?=
 ARGS ?=
+STRICT ?=
+# Processes of one paper on each node, one GPU each, and nodes. On several nodes the same command runs on each, and
+# MASTER is where they meet: host:port of one of them.
+DEVICES ?= 1
+NODES ?= 1
+MASTER ?=
+RENDEZVOUS_ID ?= tenfold
 PORT ?= 8000
-# Folder below benchmarks/results that reference results of this machine belong to.
+# Where reference results are kept, and the folder in it that those of this machine belong to.
+RESULTS ?= benchmarks/results
 HARDWARE ?= $(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr ' A-Z' '-a-z' || true)
 ifeq ($(HARDWARE),)
 HARDWARE := cpu-$(shell getconf _NPROCESSORS_ONLN)-cores
@@ -21,7 +29,7 @@ endif
 # One thread each; two processes on two hyper-threads take half the time of one.
 TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 
-.PHONY: help setup setup-mmdet3d lint format test test-gpu test-mmdet3d wheels reproduce-all dashboard serve bench clean
+.PHONY: help setup setup-mmdet3d lint format test test-gpu test-mmdet3d wheels new-paper reproduce-all dashboard verify serve bench clean
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## (.*)/\1\t\2/' | expand -t 22
@@ -59,25 +67,42 @@ test-mmdet3d: ## tests of CMT's mmdet3d extra, after make setup-mmdet3d
 wheels: ## build every package's wheel into dist/
 	$(UV) build --all-packages --wheel --out-dir dist
 
-reproduce-all: ## the quick profile of every built paper; goes on after a failure
-	@failed=""; for paper in $(BUILT); do $(MAKE) reproduce-$$paper || failed="$$failed $$paper"; done; \
-	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+reproduce-all: ## every built paper, one after another, with one table at the end: PROFILE=quick SEEDS= ARGS=
+	$(RUN) tenfold-benchmarks reproduce $(BUILT) --profile $(PROFILE) --arguments="$(strip $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS))"
 
-reproduce-%: ## one paper's suite: PROFILE=quick SEEDS="0 1 2" ARGS="--device cpu"
+SEVERAL_NODES = $(filter-out 1,$(NODES))
+MEET_AT = --nnodes $(NODES) --rdzv-backend c10d --rdzv-endpoint $(MASTER) --rdzv-id $(RENDEZVOUS_ID)
+TORCHRUN = torchrun --nproc-per-node $(DEVICES) $(if $(SEVERAL_NODES),$(MEET_AT),--standalone)
+START = $(if $(filter-out 1,$(DEVICES) $(NODES)),$(TORCHRUN) -m tenfold.$(subst -,_,$*),tenfold-$*)
+
+reproduce-%: ## one paper's suite: PROFILE=quick SEEDS="0 1 2" ARGS="--device cpu" DEVICES=4 NODES=2 MASTER=host:29400
 	@case " $(BUILT) " in *" $* "*) ;; *) echo "no paper '$*' here; built so far: $(BUILT)" >&2; exit 2;; esac
-	$(RUN) tenfold-$* reproduce --profile $(PROFILE) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+	@$(if $(SEVERAL_NODES),test -n "$(MASTER)" || { echo "say where $(NODES) nodes meet: MASTER=host:port" >&2; exit 2; },:)
+	$(RUN) $(START) reproduce --profile $(PROFILE) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+new-paper: ## begin another paper from the template: PAPER=my-paper TITLE="My Paper"
+	@test -n "$(PAPER)" || { echo "name the paper: make new-paper PAPER=my-paper" >&2; exit 2; }
+	$(RUN) python template/new_paper.py '$(PAPER)' $(if $(TITLE),--title "$(TITLE)")
+	$(UV) lock
 
 dashboard: ## write the dashboards to site/
 	$(RUN) tenfold-benchmarks dashboard
 
+verify: ## check every stored result again: schema, configuration hash, figures, claims
+	$(RUN) tenfold-benchmarks verify
+
 serve: ## serve site/ on http://127.0.0.1:8000 (PORT=...)
 	$(RUN) tenfold-benchmarks serve --port $(PORT)
 
-bench: ## time every paper's main step against the reference way; ratios to benchmarks/results/
-	@mkdir -p benchmarks/results/$(HARDWARE)/speed
-	@for paper in $(BUILT); do \
-	  $(RUN) pytest benchmarks/speed/test_speed_$${paper//-/_}.py --benchmark-only \
-	    --benchmark-json benchmarks/results/$(HARDWARE)/speed/$$paper.json $(ARGS) || exit 1; done
+bench: ## time papers against the reference way and named peers: BUILT=gfkd RESULTS= HARDWARE= STRICT=1
+	@timings=$$(mktemp -d) && trap 'rm -rf "$$timings"' EXIT && trap 'exit 130' INT; failed=""; \
+	for paper in $(BUILT); do \
+	  $(RUN) pytest "benchmarks/speed/test_speed_$${paper//-/_}.py" --benchmark-only --benchmark-quiet \
+	    --benchmark-json "$$timings/$$paper.json" $(ARGS) && \
+	  $(RUN) tenfold-benchmarks record-speed "$$timings/$$paper.json" --results $(RESULTS) \
+	    --hardware $(HARDWARE) $(if $(STRICT),--strict) || failed="$$failed $$paper"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 clean: ## remove what the targets made, but no run records
 	rm -rf dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -8,15 +8,20 @@ import socket
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 
 from tenfold.shared.accelerator import (
     AcceleratorConfig,
     channels_last,
+    fuses_clipped,
+    launch_fabric,
     make_fabric,
     maybe_compile,
     resolve_device,
@@ -25,7 +30,16 @@ from tenfold.shared.accelerator import (
 )
 from tenfold.shared.logging import TenfoldError
 
-# Started by torchrun and by Fabric itself; every process reports what it saw.
+SetVariables = Callable[[dict[str, str]], None]
+ON_TWO_NODES = {
+    "SLURM_NTASKS": "8",
+    "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_NNODES": "2",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+}
+
+# Started by torchrun, by srun and by Fabric itself; every process reports what it saw.
 TWO_PROCESSES = """
 import json, sys
 sys.modules["torchmetrics"] = None  # Fabric imports it, for seconds, only to ask for its version
@@ -61,39 +75,88 @@ Path(sys.argv[2], f"report-{fabric.global_rank}.json").write_text(json.dumps(rep
 """
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Both ways of starting two processes, side by side: (folder, exit status, what was said)."""
-    script = tmp_path_factory.mktemp("two") / "two.py"
-    script.write_text(textwrap.dedent(TWO_PROCESSES))
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+def srun_variables(rank: int, tasks: int = 2) -> dict[str, str]:
+    """What srun tells one of its processes on one node."""
+    return {
+        "SLURM_JOB_ID": "12345",
+        "SLURM_JOB_NAME": "reproduce",
+        "SLURM_STEP_ID": "0",
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_NTASKS_PER_NODE": str(tasks),
+        "SLURM_NNODES": "1",
+        "SLURM_NODELIST": "localhost",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "SLURM_NODEID": "0",
+    }
+
+
+@pytest.fixture
+def set_variables(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """Sets variables of the environment, and no others of torchrun or SLURM."""
+
+    def of_a_starter(name: str) -> bool:
+        return name.startswith(("SLURM_", "TORCHELASTIC_")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+    def set_them(variables: dict[str, str]) -> None:
+        for name in filter(of_a_starter, list(os.environ)):
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_them
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All ways of starting two processes, side by side: (folder, what was said, exit status)."""
+    script = tmp_path_factory.mktemp("two") / "two.py"
+    script.write_text(textwrap.dedent(TWO_PROCESSES))
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    ways = {"torchrun": ([*torchrun, f"--master_port={port}", str(script)], 1), "fabric": ([str(script)], 2)}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    alone: dict[str, str] = {}
+    ways = {
+        "torchrun": ([*torchrun, f"--master_port={free_port()}", str(script)], 1, [alone]),
+        "srun": ([str(script)], 1, [{**srun_variables(rank), **meeting} for rank in (0, 1)]),
+        "fabric": ([str(script)], 2, [alone]),
+    }
     clean = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     }
     started = {}
-    for way, (command, devices) in ways.items():
+    for way, (command, devices, environments) in ways.items():
         folder = tmp_path_factory.mktemp(way)
-        process = subprocess.Popen(
-            [sys.executable, *command, str(devices), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**clean, "OMP_NUM_THREADS": "1"},
-        )
-        started[way] = (folder, process)
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *command, str(devices), str(folder)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**clean, **variables, "OMP_NUM_THREADS": "1"},
+            )
+            for variables in environments
+        ]
+        started[way] = (folder, processes)
     return {
-        way: (folder, process.communicate(timeout=300)[0], process.returncode)
-        for way, (folder, process) in started.items()
+        way: (
+            folder,
+            "".join(process.communicate(timeout=300)[0] for process in processes),
+            max(process.returncode for process in processes),
+        )
+        for way, (folder, processes) in started.items()
     }
 
 
-@pytest.mark.parametrize("way", ["torchrun", "fabric"])
+@pytest.mark.parametrize("way", ["torchrun", "srun", "fabric"])
 class TestTwoProcesses:
-    """torchrun is given no --devices: the default joins what it started."""
+    """torchrun and srun are given no --devices: the default joins what they started."""
 
     @pytest.fixture
     def reports(self, two_processes: dict[str, Any], way: str) -> list[dict[str, Any]]:
@@ -232,6 +295,95 @@ class TestChoices:
             monkeypatch.setenv(name, value)
         with pytest.raises(TenfoldError, match="torchrun started 2 processes on 1 nodes, but --devices 4"):
             resolve_processes(4, 1)
+
+
+class TestSlurm:
+    @pytest.mark.parametrize("asked", [(1, 1), (4, 2)])
+    def test_sruns_processes_are_joined(self, set_variables: SetVariables, asked: tuple[int, int]) -> None:
+        set_variables({**srun_variables(5), **ON_TWO_NODES})
+        assert resolve_processes(*asked) == (4, 2)
+
+    def test_another_number_than_sruns_is_refused(self, set_variables: SetVariables) -> None:
+        set_variables({**srun_variables(5), **ON_TWO_NODES})
+        with pytest.raises(TenfoldError, match="srun started 4 processes on 2 nodes, but --devices 2"):
+            resolve_processes(2, 1)
+
+    def test_nodes_with_different_numbers_of_processes_are_refused(self, set_variables: SetVariables) -> None:
+        set_variables({**srun_variables(0), **ON_TWO_NODES, "SLURM_NTASKS": "6"})
+        with pytest.raises(TenfoldError, match="srun started 6 processes, which are not 4 on each node"):
+            resolve_processes(1, 1)
+
+    def test_processes_of_unknown_nodes_are_refused_in_one_sentence(
+        self, set_variables: SetVariables
+    ) -> None:
+        variables = srun_variables(0)
+        del variables["SLURM_NTASKS_PER_NODE"]
+        set_variables(variables)
+        with pytest.raises(TenfoldError, match="--ntasks-per-node"):
+            make_fabric(AcceleratorConfig(device="cpu"))
+
+    @pytest.mark.parametrize(
+        "differences",
+        [
+            {"SLURM_JOB_NAME": "bash"},
+            {"SLURM_JOB_NAME": "interactive"},
+            {"SLURM_STEP_ID": None},
+            {"SLURM_STEP_ID": None, "SLURM_PROCID": None, "SLURM_LOCALID": None, "SLURM_NODEID": None},
+            {"SLURM_STEP_ID": None, "SLURM_NTASKS_PER_NODE": None},
+            {"SLURM_NTASKS": "1"},
+        ],
+        ids=[
+            "srun of a shell",
+            "interactive step",
+            "batch script",
+            "salloc",
+            "ntasks alone",
+            "one task of 4",
+        ],
+    )
+    def test_one_process_of_an_allocation_for_several_works_alone(
+        self, set_variables: SetVariables, differences: dict[str, str | None]
+    ) -> None:
+        variables = {**srun_variables(0, tasks=4), **differences}
+        set_variables({name: value for name, value in variables.items() if value is not None})
+        fabric = make_fabric(AcceleratorConfig(device="cpu"))
+        fabric.launch()
+        assert (fabric.world_size, fabric.global_rank) == (1, 0)
+
+    def test_torchrun_inside_an_allocation_counts(self, set_variables: SetVariables) -> None:
+        torchrun = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        set_variables({**srun_variables(0, tasks=8), **torchrun})
+        assert resolve_processes(1, 1) == (2, 1)
+
+
+class TestLaunching:
+    def test_a_process_has_one_launched_fabric_for_a_config(self) -> None:
+        fabric = launch_fabric(AcceleratorConfig(device="cpu"))
+        assert fabric._launched
+        assert launch_fabric(AcceleratorConfig(device="cpu")) is fabric
+        assert launch_fabric(AcceleratorConfig(device="cpu", precision="bf16-mixed")) is not fabric
+
+
+class TestFusing:
+    def test_a_clipped_optimiser_is_fused_where_no_loss_is_scaled(self) -> None:
+        assert fuses_clipped(make_fabric(AcceleratorConfig(device="cpu")))
+        assert fuses_clipped(make_fabric(AcceleratorConfig(device="cpu", precision="bf16-mixed")))
+
+    @pytest.mark.parametrize("fused", [True, False])
+    def test_fabric_clips_scaled_gradients_of_optimisers_that_are_not_fused(self, fused: bool) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        fabric = Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+        assert not fuses_clipped(fabric)
+        network = torch.nn.Linear(2, 1)
+        model, optimizer = fabric.setup(network, torch.optim.AdamW(network.parameters(), fused=fused))
+        fabric.backward(10 * model(torch.ones(4, 2)).mean())
+        if fused:
+            with pytest.raises(NotImplementedError):
+                fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        else:
+            fabric.clip_gradients(model, optimizer, max_norm=1.0)
+            assert network.weight.grad is not None
+            assert network.weight.grad.norm() <= 1.001
 
 
 class TestModels:

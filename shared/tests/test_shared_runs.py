@@ -211,6 +211,14 @@ class TestSkipping:
         assert again.result is not None
         assert again.result["metrics"] == {"accuracy": 91.0}
 
+    def test_a_result_of_another_schema_is_made_again(self, run: Run) -> None:
+        finish(run)
+        path = run.directory / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
+        assert not run.is_finished
+        finish(run)
+        assert run.is_finished
+
     def test_another_configuration_clears_the_record(self, run: Run) -> None:
         with run:
             run.log(1, loss=1.0)

@@ -152,9 +152,9 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The finished result of exactly this configuration, or None."""
+        """The finished result of exactly this configuration, or None; one of another schema is to be made again."""
         result = read_json(self.directory / "result.json")
-        if result is None or not self._owns(result):
+        if result is None or not self._owns(result) or result.get("schema_version") != SCHEMA_VERSION:
             return None
         return result if result.get("status") == "finished" else None
 
