@@ -17,6 +17,7 @@ TARGETS = (
     "test-gpu",
     "test-mmdet3d",
     "wheels",
+    "new-paper",
     "reproduce-gfkd",
     "reproduce-all",
     "dashboard",
@@ -58,6 +59,18 @@ def test_every_target_the_readmes_name_exists() -> None:
 def test_variables_reach_the_command() -> None:
     done = make("--dry-run", "reproduce-gfkd", "PROFILE=smoke", "SEEDS=3 4", "ARGS=--device cpu")
     assert "tenfold-gfkd reproduce --profile smoke --seeds 3 4 --device cpu" in done.stdout
+
+
+def test_every_paper_below_packages_can_be_reproduced() -> None:
+    papers = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+    done = make("--dry-run", *(f"reproduce-{paper}" for paper in papers))
+    assert re.findall(r"tenfold-([a-z0-9-]+) reproduce", done.stdout) == papers
+
+
+def test_a_new_paper_needs_a_name() -> None:
+    done = make("new-paper")
+    assert done.returncode != 0
+    assert "make new-paper PAPER=my-paper" in done.stderr
 
 
 def test_an_unknown_paper_is_refused_in_one_sentence() -> None:

@@ -1,4 +1,4 @@
-"""The ten members, the shared utilities and the benchmarks as a workspace."""
+"""The papers, the shared utilities and the benchmarks as a workspace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAPERS = ("cmt", "coca", "doorping", "drum-gpt", "emo", "gfkd", "pmt-iqa", "reft", "reliant", "tinymim")
+PAPERS = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 MEMBERS = {f"tenfold-{paper}": ROOT / "packages" / paper for paper in PAPERS} | {
     "tenfold-shared": ROOT / "shared",
     "tenfold-benchmarks": ROOT / "benchmarks",
@@ -29,8 +29,38 @@ def built_papers() -> list[str]:
     return match[1].split()
 
 
-def test_every_paper_is_a_member() -> None:
-    assert sorted(folder.name for folder in (ROOT / "packages").iterdir() if folder.is_dir()) == list(PAPERS)
+def settings() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+
+
+def test_every_folder_below_packages_is_a_paper_and_every_built_paper_has_one() -> None:
+    assert sorted(folder.name for folder in (ROOT / "packages").iterdir() if folder.is_dir()) == PAPERS
+    assert set(built_papers()) <= set(PAPERS)
+    assert len(built_papers()) == len(set(built_papers())) >= 10
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_types_and_import_contracts_cover_a_paper(paper: str) -> None:
+    module = f"tenfold.{paper.replace('-', '_')}"
+    assert f"packages/{paper}/src" in settings()["mypy"]["mypy_path"]
+    contracts = settings()["importlinter"]
+    assert module in contracts["root_packages"]
+    independence, shared = contracts["contracts"]
+    assert module in independence["modules"] and module in shared["forbidden_modules"]
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_readme_has_one_row_for_a_paper_as_wide_as_the_table(paper: str) -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (header,) = [line for line in lines if line.startswith("| paper |")]
+    (row,) = [line for line in lines if line.startswith("|") and f"](packages/{paper})" in line]
+    assert row.count("|") == header.count("|")
+    assert ("| built |" in row) == (paper in built_papers())
+
+
+@pytest.mark.parametrize("paper", built_papers())
+def test_a_built_paper_has_a_speed_suite(paper: str) -> None:
+    assert (ROOT / "benchmarks" / "speed" / f"test_speed_{paper.replace('-', '_')}.py").is_file()
 
 
 @pytest.mark.parametrize("name", MEMBERS)
