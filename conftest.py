@@ -1,4 +1,4 @@
-"""What the tests of all packages share: parity cases, the data root, and the ``gpu`` mark.
+"""What the tests of all packages share: parity cases, the data root, a CPU Fabric, processes, and the ``gpu`` mark.
 
 A parity case is ``<case>.json`` (what was done, with every argument) beside ``<case>.npz`` (what the reference
 implementation returned). A test that takes the fixture ``parity_case`` runs once for each case in the folder
@@ -10,6 +10,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
+
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 
 ROOT = Path(__file__).parent
 
@@ -128,3 +134,28 @@ def data_root(further_data: Path | None) -> Path:
     if further_data is None:
         pytest.skip("needs further data: set TENFOLD_DATA to its folder")
     return further_data
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Fabric:
+    """A launched Fabric of one process on the CPU."""
+    return launch_fabric(AcceleratorConfig(device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Starts Python with some arguments in a process of its own, on one thread."""
+
+    def start_python(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("TENFOLD_DATA", None)
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=cwd,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start_python

@@ -1,10 +1,7 @@
-"""What the tests of CMT share: generated scenes, small networks, a CPU Fabric, runs below tmp_path, processes."""
+"""What the tests of CMT share: generated scenes, small networks, a CPU Fabric, and runs below a temporary folder."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -138,22 +135,3 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         return Run(tmp_path, key, {}, "update", checkpoint_seconds=checkpoint_seconds)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts Python with some arguments in a process of its own, on one thread."""
-
-    def start_python(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("TENFOLD_DATA", None)
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start_python

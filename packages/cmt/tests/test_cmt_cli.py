@@ -489,6 +489,17 @@ def test_images_of_another_size_than_the_networks_are_refused(refused: Refused) 
     assert "set original_size to that" in said
 
 
+def test_several_processes_do_not_wait_while_one_collects_objects(start: Any, tmp_path: Path) -> None:
+    pasting = [word for word in PROCEDURAL if word != "--augment.no-ground-truth-sampling"]
+    command = ("-m", "tenfold.cmt", "train", *TINY, *pasting, *RECIPE, *ON_CPU, "--devices", 2)
+    process = start(*command, cwd=tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "collect the objects to paste first: tenfold-cmt prepare --profile NAME" in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob("result.json"))
+
+
 def test_a_missing_file_of_first_weights_is_refused(refused: Refused, tmp_path: Path) -> None:
     said = refused(
         "train", *TINY, *PROCEDURAL, *RECIPE, "--image-weights", tmp_path / "absent.pth", *ON_CPU

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from tenfold.cmt import losses as losses_module
@@ -514,3 +515,26 @@ def test_a_gpu_trains_a_whole_run(
         trained = train_detector(network, samples, order, make_recipe(), LossConfig(), fabric, run)
     assert all(math.isfinite(value) for value in trained.losses.values())
     assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
+def scaling_fabric() -> Fabric:
+    """As on a GPU that computes no bf16: losses are scaled."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+
+def test_scaled_gradients_are_clipped(
+    make_batch: MakeBatch, make_detector: MakeDetector, make_recipe: MakeRecipe
+) -> None:
+    trainer = Trainer(make_detector(layers=1), make_recipe(clip=0.01), PLAIN, scaling_fabric(), 6, 0)
+    assert not trainer.optimizer.defaults["fused"]
+    trainer.learn(0, parts_of(make_batch()))
+    gradients = [weight.grad for weight in trainer.network.parameters() if weight.grad is not None]
+    assert 0 < nn.utils.get_total_norm(gradients) < 0.0101
+
+
+def test_other_optimisers_are_fused(
+    make_detector: MakeDetector, make_recipe: MakeRecipe, cpu: Fabric
+) -> None:
+    trainer = Trainer(make_detector(layers=1), make_recipe(), PLAIN, cpu, 6, 0)
+    assert trainer.optimizer.defaults["fused"]

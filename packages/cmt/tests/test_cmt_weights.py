@@ -18,16 +18,16 @@ from torchvision.models import resnet50
 from tenfold.cmt.checkpoints import (
     load_image_pretraining,
     load_network_state,
-    load_released_state_dict,
+    load_official_state_dict,
     released_state_dict,
 )
 from tenfold.cmt.config import NetworkConfig
 from tenfold.cmt.detector import Cmt
 from tenfold.cmt.image_backbone import ResNet50, VoVNet
 from tenfold.cmt.network_files import StoredNetwork, load_network, network_config
+from tenfold.cmt.official_files import read_released
 from tenfold.cmt.procedural_scenes import SceneConfig
 from tenfold.cmt.profiles import PROFILES, QUICK_DATA
-from tenfold.cmt.released_files import read_released
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import load_checkpoint, plain, save_atomically
 
@@ -63,7 +63,7 @@ def test_released_weights_arrive_whatever_their_prefix_and_layout(
     expected, network = make_detector(modality).state_dict(), make_detector(modality, seed=1)
     path = tmp_path / "released.pth"
     torch.save({"meta": {"epoch": 20}, "state_dict": as_released(expected, prefix, permuted)}, path)
-    report = load_released_state_dict(network, read_released(path))
+    report = load_official_state_dict(network, read_released(path))
     assert_same(network, expected)
     kernels = [key for key, value in expected.items() if value.dim() == 5]
     assert sorted(report.permuted) == (sorted(kernels) if permuted else [])
@@ -87,7 +87,7 @@ def test_keys_that_are_not_known_are_kept() -> None:
 def test_a_part_is_loaded_by_its_prefix_and_the_rest_is_counted(make_detector: MakeDetector) -> None:
     weights, network = make_detector().state_dict(), make_detector(seed=1)
     neck = {key: value for key, value in weights.items() if key.startswith("img_neck.")}
-    report = load_released_state_dict(network.img_neck, weights, "img_neck.")
+    report = load_official_state_dict(network.img_neck, weights, "img_neck.")
     assert_same(network.img_neck, {key.removeprefix("img_neck."): value for key, value in neck.items()})
     assert (report.loaded, report.ignored) == (len(neck), len(weights) - len(neck))
 
@@ -115,14 +115,14 @@ def test_missing_and_unexpected_tensors_are_named(
     before = {key: value.clone() for key, value in network.state_dict().items()}
     weights = changed(make_detector("lidar", seed=1).state_dict(), drop, add)
     with pytest.raises(TenfoldError, match=message):
-        load_released_state_dict(network, weights)
+        load_official_state_dict(network, weights)
     assert_same(network, before)
 
 
 def test_missing_and_unexpected_tensors_are_reported_where_they_may_be(make_detector: MakeDetector) -> None:
     network, weights = make_detector("lidar", seed=1), make_detector("lidar").state_dict()
     kept = network.state_dict()[MISSING].clone()
-    report = load_released_state_dict(network, changed(weights), strict=False)
+    report = load_official_state_dict(network, changed(weights), strict=False)
     assert (report.missing, report.unexpected) == ((MISSING,), (STRANGE,))
     assert report.loaded == len(weights) - 1
     assert_same(network, {**weights, MISSING: kept})
@@ -135,17 +135,17 @@ def test_tensors_of_another_size_are_refused_with_both_sizes(
     network, weights = make_detector("lidar"), dict(make_detector("lidar").state_dict())
     weights[MISSING] = torch.zeros(900, 3)
     with pytest.raises(TenfoldError, match=rf"{MISSING}; the first is \[900, 3\] and not \[36, 3\]"):
-        load_released_state_dict(network, weights, strict=strict)
+        load_official_state_dict(network, weights, strict=strict)
 
 
 def test_of_many_missing_tensors_the_first_are_named(make_detector: MakeDetector) -> None:
     with pytest.raises(TenfoldError, match=r"lacks \d\d+ of the network's tensors \(.*, .*, .*, \.\.\.\)"):
-        load_released_state_dict(make_detector("lidar"), {})
+        load_official_state_dict(make_detector("lidar"), {})
 
 
 def test_the_source_begins_the_sentence(make_detector: MakeDetector) -> None:
     with pytest.raises(TenfoldError, match=r"^base\.pth lacks"):
-        load_released_state_dict(make_detector("lidar"), {}, source="base.pth")
+        load_official_state_dict(make_detector("lidar"), {}, source="base.pth")
 
 
 def test_state_of_another_network_is_refused(make_detector: MakeDetector) -> None:

@@ -1,10 +1,7 @@
-"""What the tests of CoCa share: images, a CPU Fabric, learners, runs below a temporary folder, and processes."""
+"""What the tests of CoCa share: images, a CPU Fabric, learners, and runs below a temporary folder."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,22 +73,3 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         return Run(tmp_path, key, {}, "step", checkpoint_seconds=checkpoint_seconds)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts Python with some arguments in a process of its own, on one thread."""
-
-    def start_python(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("TENFOLD_DATA", None)
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start_python

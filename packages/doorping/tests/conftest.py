@@ -1,22 +1,17 @@
-"""What the tests of Doorping share: digits, small networks with and without a backdoor, a CPU Fabric, and runs."""
+"""What the tests of Doorping share: digits, small networks with and without a backdoor, and runs below tmp_path."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from tenfold.doorping.image_sets import ImageSet, load_image_set
 from tenfold.doorping.networks import Network, build_model, seeded
 from tenfold.doorping.triggers import patch_mask, stamp
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.runs import Run, RunKey
 
 TARGET = 0
@@ -73,13 +68,6 @@ def poisoned_victim(digits: ImageSet, white_patch: tuple[Tensor, Tensor]) -> Net
     return _train(digits, white_patch, 0)
 
 
-@pytest.fixture(scope="session")
-def cpu() -> Fabric:
-    fabric = make_fabric(AcceleratorConfig(device="cpu"))
-    fabric.launch()
-    return fabric
-
-
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
     """Makes a run below the test's folder, by name; a checkpoint is due whenever one can be made."""
@@ -89,22 +77,3 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         return Run(tmp_path, key, {}, "iteration", checkpoint_seconds=checkpoint_seconds)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts Python with some arguments in a process of its own, on one thread."""
-
-    def start_python(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("TENFOLD_DATA", None)
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start_python

@@ -82,7 +82,7 @@ def test_victims_are_trained_kept_and_judged(call: Call, distilled: Path, tmp_pa
     assert status == 0, said
     assert "asr_excluding_target" in printed
     weights = tmp_path / "victim.pth"
-    status, _, said = call("train", distilled, weights, *VICTIM)
+    status, _, said = call("train", distilled, "--output", weights, *VICTIM)
     assert status == 0, said
     assert "classifier.2.weight" in torch.load(weights, weights_only=True)
     status, printed, said = call("evaluate", distilled, "--weights", weights, *VICTIM)
@@ -128,11 +128,11 @@ def test_an_audit_says_what_it_suspects_with_scores_and_pictures(
 
 def test_files_of_the_authors_are_read_and_written(call: Call, distilled: Path, tmp_path: Path) -> None:
     for form, name in (("vis", "vis.pth"), ("trigger", "trigger.pth"), ("res", "res.pt")):
-        status, _, said = call("convert", distilled, tmp_path / name, "--form", form)
+        status, _, said = call("convert", distilled, "--output", tmp_path / name, "--form", form)
         assert status == 0, said
     ours = tmp_path / "again.pt"
     arguments = ("--source.dataset", "digits", "--source.trigger", tmp_path / "trigger.pth")
-    status, _, said = call("convert", tmp_path / "vis.pth", ours, *arguments)
+    status, _, said = call("convert", tmp_path / "vis.pth", "--output", ours, *arguments)
     assert status == 0, said
     torch.testing.assert_close(load_distilled(ours).images, load_distilled(distilled).images)
 

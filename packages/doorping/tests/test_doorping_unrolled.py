@@ -62,13 +62,6 @@ def make_run(root: Path, name: str, writes: bool = True, checkpoint_seconds: flo
     return Run(root, key, {}, checkpoint_seconds=checkpoint_seconds, is_writer=writes)
 
 
-@pytest.fixture(scope="module")
-def cpu() -> Fabric:
-    fabric = make_fabric(AcceleratorConfig(device="cpu"))
-    fabric.launch()
-    return fabric
-
-
 @pytest.fixture
 def distil(digits: ImageSet, cpu: Fabric, tmp_path: Path) -> Callable[..., tuple[Distilled, Poison, Run]]:
     def distil_digits(

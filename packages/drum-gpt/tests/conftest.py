@@ -1,24 +1,18 @@
-"""What the tests of drum-GPT share: tiny networks, a CPU Fabric, runs below a temporary folder, and processes."""
+"""What the tests of drum-GPT share: tiny networks, and runs below a temporary folder."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tenfold.drum_gpt.config import TrainConfig
-from tenfold.drum_gpt.experiments import launch_fabric
 from tenfold.drum_gpt.language_models import LanguageModel, byte_tokenizer
 from tenfold.drum_gpt.vocabulary import Vocabulary
-from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.runs import Run, RunKey
 
 
@@ -64,11 +58,6 @@ def make_training() -> Callable[..., TrainConfig]:
     return small_training
 
 
-@pytest.fixture(scope="session")
-def cpu() -> Fabric:
-    return launch_fabric(AcceleratorConfig(device="cpu"))
-
-
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
     """Makes a run below the test's folder, by name; a checkpoint is due whenever one can be made."""
@@ -78,22 +67,3 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         return Run(tmp_path, key, {}, "step", checkpoint_seconds=checkpoint_seconds)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts Python with some arguments in a process of its own, on one thread."""
-
-    def start_python(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("TENFOLD_DATA", None)
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start_python

@@ -13,9 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import small_training, tiny_model
 
 from tenfold.drum_gpt.corpus import pieces_of
-from tenfold.drum_gpt.experiments import launch_fabric
 from tenfold.drum_gpt.training import train
-from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.runs import Run, RunKey, save_atomically
 
 

@@ -73,7 +73,7 @@ def save_and_name(path: Path, content: Any) -> Path:
 
 def test_a_groove_is_continued_out_of_the_box(call: Call, groove: Path, tmp_path: Path) -> None:
     status, _, said = call(
-        "generate", "--prompt", groove, "--out", "out", "--count", 2, "--sample.measures", 3
+        "generate", "--prompt", groove, "--output", "out", "--count", 2, "--sample.measures", 3
     )
     assert status == 0
     assert "n-gram model" in said
@@ -103,7 +103,7 @@ def test_a_network_continues_with_a_feel_and_from_a_text(
         "generate",
         "--prompt",
         "mine.txt",
-        "--out",
+        "--output",
         "out",
         "--checkpoint",
         checkpoint(),
@@ -123,7 +123,17 @@ def test_a_measure_is_filled_in_and_the_others_stay(
 ) -> None:
     path = checkpoint(infill_rate=0.5)
     status, _, _ = call(
-        "generate", "--prompt", groove, "--out", "out", "--checkpoint", path, "--infill", 3, "--device", "cpu"
+        "generate",
+        "--prompt",
+        groove,
+        "--output",
+        "out",
+        "--checkpoint",
+        path,
+        "--infill",
+        3,
+        "--device",
+        "cpu",
     )
     assert status == 0
     before = measures_of(midi_to_drumroll(groove) or "")
@@ -136,7 +146,7 @@ def test_a_measure_is_filled_in_and_the_others_stay(
 def test_conditions_reach_networks_that_learned_them(
     call: Call, checkpoint: Callable[..., Path], groove: Path
 ) -> None:
-    where = ("generate", "--prompt", groove, "--out", "out", "--sample.measures", 1, "--device", "cpu")
+    where = ("generate", "--prompt", groove, "--output", "out", "--sample.measures", 1, "--device", "cpu")
     conditioned = checkpoint(condition=True)
     assert call(*where, "--checkpoint", conditioned, "--style", "funk")[0] == 0
     status, _, said = call(*where, "--checkpoint", conditioned)
@@ -151,7 +161,7 @@ def test_midi_files_become_texts_and_texts_midi_files(call: Call, tmp_path: Path
     names = list(bundled_midi())[:3]
     for name in names:
         (folder / f"{name}.mid").write_bytes(bundled_midi()[name])
-    status, _, _ = call("encode", "midi", "--out", "texts")
+    status, _, _ = call("encode", "midi", "--output", "texts")
     texts = sorted((tmp_path / "texts").rglob("*.txt"))
     expected = {name: midi_to_drumroll(bundled_midi()[name]) for name in names}
     assert {path.stem: path.read_text() for path in texts} == {
@@ -159,7 +169,7 @@ def test_midi_files_become_texts_and_texts_midi_files(call: Call, tmp_path: Path
     }
     assert status == 0
     for options in ((), ("--bpm", 90, "--humanise")):
-        assert call("decode", "texts", "--out", "again", *options)[0] == 0
+        assert call("decode", "texts", "--output", "again", *options)[0] == 0
         for path in texts:
             assert midi_to_drumroll(tmp_path / "again" / "below" / f"{path.stem}.mid") == path.read_text()
 
@@ -169,7 +179,7 @@ def test_damaged_files_are_named_and_left_out(call: Call, tmp_path: Path, groove
     folder.mkdir()
     (folder / "whole.mid").write_bytes(groove.read_bytes())
     (folder / "cut.mid").write_bytes(groove.read_bytes()[:500])
-    status, _, said = call("encode", folder, "--out", "texts")
+    status, _, said = call("encode", folder, "--output", "texts")
     assert status == 1
     assert "cut.mid is no complete MIDI file" in said
     assert [path.name for path in (tmp_path / "texts").iterdir()] == ["whole.txt"]
@@ -247,20 +257,20 @@ def odd_files(tmp_path: Path) -> None:
         (("reproduce", "--methods", "magic"), "--methods takes some of pre-trained"),
         (("reproduce", "--seeds", 1, 1), "each once"),
         (
-            ("generate", "--prompt", "odd.mid", "--out", "x"),
+            ("generate", "--prompt", "odd.mid", "--output", "x"),
             "odd.mid is in 6/8; drumrolls count quarter notes",
         ),
-        (("generate", "--prompt", "piano.mid", "--out", "x"), "piano.mid has no drum track"),
-        (("generate", "--prompt", "melody.mid", "--out", "x"), "note 60 is none of the six drums"),
-        (("generate", "--prompt", "silent.mid", "--out", "x"), "silent.mid has no two measures of drums"),
-        (("generate", "--prompt", "cut.mid", "--out", "x"), "cut.mid is no complete MIDI file"),
-        (("generate", "--prompt", "absent.mid", "--out", "x"), "there is no file absent.mid"),
-        (("generate", "--prompt", "malformed.txt", "--out", "x"), "is not six characters of o and -"),
-        (("generate", "--prompt", "cut.mid", "--out", "x", "--count", 0), "--count is at least 1"),
+        (("generate", "--prompt", "piano.mid", "--output", "x"), "piano.mid has no drum track"),
+        (("generate", "--prompt", "melody.mid", "--output", "x"), "note 60 is none of the six drums"),
+        (("generate", "--prompt", "silent.mid", "--output", "x"), "silent.mid has no two measures of drums"),
+        (("generate", "--prompt", "cut.mid", "--output", "x"), "cut.mid is no complete MIDI file"),
+        (("generate", "--prompt", "absent.mid", "--output", "x"), "there is no file absent.mid"),
+        (("generate", "--prompt", "malformed.txt", "--output", "x"), "is not six characters of o and -"),
+        (("generate", "--prompt", "cut.mid", "--output", "x", "--count", 0), "--count is at least 1"),
         (("evaluate", "--checkpoint", "absent.pt"), "absent.pt"),
-        (("encode", "empty", "--out", "x"), "there is no MIDI file in empty"),
-        (("decode", "empty", "--out", "x"), "there is no drumroll in empty"),
-        (("decode", "malformed.txt", "--out", "x", "--official", "--bpm", 90), "--official has 120 bpm"),
+        (("encode", "empty", "--output", "x"), "there is no MIDI file in empty"),
+        (("decode", "empty", "--output", "x"), "there is no drumroll in empty"),
+        (("decode", "malformed.txt", "--output", "x", "--official", "--bpm", 90), "--official has 120 bpm"),
         (("analyse", "nowhere"), "there is no file or folder nowhere"),
         (("train", "--train.warmup", 2), "are shares from 0 to 1"),
         (("train", "--model.start", "random", "--model.lora-rank", 4), "LoRA changes a pre-trained network"),
@@ -281,7 +291,7 @@ def test_what_cannot_be_is_said_in_one_sentence(
 def test_infilling_needs_a_network_that_learned_it(
     call: Call, groove: Path, checkpoint: Callable[..., Path]
 ) -> None:
-    where = ("generate", "--prompt", groove, "--out", "x", "--infill")
+    where = ("generate", "--prompt", groove, "--output", "x", "--infill")
     assert "give --checkpoint" in call(*where, 2)[2]
     assert "never learned to fill in measures" in call(*where, 2, "--checkpoint", checkpoint())[2]
     assert "a measure from 1 to 16, not 17" in call(*where, 17)[2]

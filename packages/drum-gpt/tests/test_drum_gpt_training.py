@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 
 from tenfold.drum_gpt.config import ModelConfig, TrainConfig
 from tenfold.drum_gpt.corpus import Piece, pieces_of
 from tenfold.drum_gpt.examples import (
+    Batch,
     TrainingSet,
     collate,
     examples_to_judge,
@@ -24,7 +26,7 @@ from tenfold.drum_gpt.examples import (
 from tenfold.drum_gpt.language_models import LanguageModel, with_lora
 from tenfold.drum_gpt.losses import token_losses, weighted_loss
 from tenfold.drum_gpt.prompts import END, SEPARATOR, lines_of
-from tenfold.drum_gpt.training import Trained, learning_rate, likelihood, make_optimizer, train
+from tenfold.drum_gpt.training import Trained, Trainer, learning_rate, likelihood, make_optimizer, train
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import Run, load_checkpoint
 
@@ -400,3 +402,24 @@ def test_a_prompt_that_fills_the_length_is_refused_by_name(
 ) -> None:
     with pytest.raises(TenfoldError, match=rf"{pieces[0].name}: a prompt has \d+ tokens; give more"):
         TrainingSet(pieces, make_model().vocabulary, TrainConfig(max_length=100), seed=0)
+
+
+def scaling_fabric() -> Fabric:
+    """As on a GPU that computes no bf16: losses are scaled."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+
+def test_scaled_gradients_are_clipped(make_model: MakeModel) -> None:
+    model = make_model()
+    trainer = Trainer(model, TrainConfig(clip_norm=0.01), scaling_fabric())
+    assert not trainer.plain_optimizer.defaults["fused"]
+    before = [weight.detach().clone() for weight in model.network.parameters()]
+    total, _ = trainer.learn(Batch(torch.arange(24).view(2, 12), torch.ones(2, 12)), 1e-3)
+    assert torch.isfinite(total)
+    moved = [not torch.equal(*pair) for pair in zip(before, model.network.parameters(), strict=True)]
+    assert all(moved)
+
+
+def test_other_optimisers_are_fused(make_model: MakeModel, cpu: Fabric) -> None:
+    assert Trainer(make_model(), TrainConfig(), cpu).plain_optimizer.defaults["fused"]

@@ -1,22 +1,16 @@
-"""What the tests of EMO share: a tiny configuration, a CPU Fabric, runs below a temporary folder, and processes."""
+"""What the tests of EMO share: a tiny configuration, and runs below a temporary folder."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning_fabric import Fabric
 
 from tenfold.emo.config import RunConfig
-from tenfold.emo.experiments import launch_fabric
 from tenfold.emo.profiles import PROFILES
-from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.runs import Run, RunKey
 
 
@@ -32,11 +26,6 @@ def make_config() -> Callable[..., RunConfig]:
     return small_run
 
 
-@pytest.fixture(scope="session")
-def cpu() -> Fabric:
-    return launch_fabric(AcceleratorConfig(device="cpu"))
-
-
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
     """Makes a run below the test's folder, by name; a checkpoint is due whenever one can be made."""
@@ -46,22 +35,3 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         return Run(tmp_path, key, {}, "epoch", checkpoint_seconds=checkpoint_seconds)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts Python with some arguments in a process of its own, on one thread."""
-
-    def start_python(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("TENFOLD_DATA", None)
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start_python

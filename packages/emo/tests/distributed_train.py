@@ -8,9 +8,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import small_run
 
-from tenfold.emo.experiments import launch_fabric
 from tenfold.emo.training import train
-from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.runs import Run, RunKey, save_atomically
 
 

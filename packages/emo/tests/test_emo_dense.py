@@ -150,6 +150,45 @@ def test_a_killed_detector_goes_on_to_the_same_result(
         assert torch.equal(value, undisturbed.state_dict()[name]), name
 
 
+@pytest.fixture(scope="module")
+def together(
+    start: Any, data_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What one process found, and what each of two did."""
+    output = tmp_path_factory.mktemp("together")
+    script = Path(__file__).parent / "distributed_dense.py"
+    for devices in (1, 2):
+        process = start(script, devices, output, data_root, cwd=output)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    alone, *ranks = (
+        torch.load(output / f"{name}.pt", weights_only=True)
+        for name in ("on1-rank0", "on2-rank0", "on2-rank1")
+    )
+    return alone, ranks
+
+
+def test_two_processes_learn_to_segment_what_one_does(together: Any) -> None:
+    one, *ranks = (found["segmenter"] for found in (together[0], *together[1]))
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
+    # Adam divides by the gradient's size: where it is nearly 0, its rounding shows.
+    way = (one["weights"] - one["start"]).norm()
+    assert way > 0
+    assert (ranks[0]["weights"] - one["weights"]).norm() < 0.02 * way
+    assert len(one["losses"]) == 3
+    assert ranks[0]["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert ranks[0]["metrics"] == ranks[1]["metrics"] == pytest.approx(one["metrics"], abs=0.5)
+
+
+def test_two_processes_train_one_detector(together: Any) -> None:
+    alone, first, second = (found["detector"] for found in (together[0], *together[1]))
+    for name, value in first["weights"].items():
+        torch.testing.assert_close(value, second["weights"][name], rtol=0, atol=0)
+    assert first["metrics"] == second["metrics"]
+    assert len(first["losses"]) == 2
+    assert first["losses"] == pytest.approx(alone["losses"], rel=0.2)
+
+
 def test_what_is_missing_is_said(
     data_root: Path, cpu: Fabric, make_run: Callable[..., Run], tmp_path: Path
 ) -> None:

@@ -100,11 +100,6 @@ def detector(request: pytest.FixtureRequest) -> Detector:
     return MAKERS[request.param]()
 
 
-@pytest.fixture
-def cpu() -> Fabric:
-    return Fabric(accelerator="cpu", devices=1)
-
-
 def pictures() -> tuple[list[Tensor], list[Target]]:
     """Two images with a coloured rectangle each."""
     images = [torch.full((3, 64, 80), 0.5) for _ in range(2)]

@@ -44,7 +44,6 @@ from tenfold.emo.segmentation import (
     polynomial_rate,
     segmentation_loss,
 )
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import Run, RunKey
 from tenfold.shared.seeding import seed_everything
@@ -90,11 +89,6 @@ def scenes(tmp_path: Path) -> Path:
             classes = blocks(number)
             write_pair(tmp_path / "scenes", split, f"scene_{number}", classes, classes + 1)
     return tmp_path / "scenes"
-
-
-@pytest.fixture
-def cpu() -> Fabric:
-    return make_fabric(AcceleratorConfig(device="cpu"))
 
 
 @pytest.fixture

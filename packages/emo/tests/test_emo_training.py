@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from PIL import Image
 from torch import nn
 
@@ -22,6 +23,7 @@ from tenfold.emo.profiles import PROFILES
 from tenfold.emo.recipe import parameter_groups
 from tenfold.emo.teacher import Teacher, load_teacher
 from tenfold.emo.training import Trainer, is_judged, judge, train
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import Run
 
@@ -292,9 +294,6 @@ def test_every_method_of_a_large_profile_can_take_a_step(profile: str, cpu: Fabr
 
 @pytest.mark.gpu
 def test_a_network_learns_on_a_gpu(make_config: MakeConfig, make_run: MakeRun) -> None:
-    from tenfold.emo.experiments import launch_fabric
-    from tenfold.shared.accelerator import AcceleratorConfig
-
     with make_run("gpu") as run:
         trained = train(make_config(epochs=6, batch_size=64), 0, launch_fabric(AcceleratorConfig()), run)
     assert trained.metrics["top1"] > 60
@@ -308,3 +307,24 @@ def test_networks_go_by_their_names() -> None:
         make_network(ModelConfig("emo_9m"), 10, 64)
     with pytest.raises(TenfoldError, match="are options of EMO, not of vit_digits"):
         make_network(ModelConfig("vit_digits", attention=False), 10, 32)
+
+
+def scaling_fabric() -> Fabric:
+    """As on a GPU that computes no bf16: losses are scaled."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+
+def test_scaled_gradients_are_clipped(make_config: MakeConfig) -> None:
+    config = make_config({"name": "vit_digits"}, clip_norm=0.01)
+    trainer = Trainer(make_network(config.model, 10, 32), config.train, 10, scaling_fabric())
+    assert not trainer.plain_optimizer.defaults["fused"]
+    assert torch.isfinite(trainer.learn(torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4]), 1e-3))
+    gradients = [weight.grad for weight in trainer.plain_network.parameters() if weight.grad is not None]
+    assert 0 < torch.nn.utils.get_total_norm(gradients) < 0.0101
+
+
+def test_other_optimisers_are_fused(make_config: MakeConfig, cpu: Fabric) -> None:
+    config = make_config({"name": "vit_digits"})
+    trainer = Trainer(make_network(config.model, 10, 32), config.train, 10, cpu)
+    assert trainer.plain_optimizer.defaults["fused"]

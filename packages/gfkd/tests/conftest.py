@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,20 +13,12 @@ from tenfold.gfkd.config import TrainingConfig
 from tenfold.gfkd.experiments import Split, load_split
 from tenfold.gfkd.models import GraphClassifier, build_model
 from tenfold.gfkd.training import fit, labels_and_loss
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.runs import Run, RunKey
 
 
 @pytest.fixture(scope="session")
 def mutag() -> Split:
     return load_split("mutag", 29, None)
-
-
-@pytest.fixture(scope="session")
-def cpu() -> Fabric:
-    fabric = make_fabric(AcceleratorConfig(device="cpu"))
-    fabric.launch()
-    return fabric
 
 
 @pytest.fixture
@@ -54,22 +43,3 @@ def teacher(mutag: Split, cpu: Fabric, tmp_path_factory: pytest.TempPathFactory)
             lambda: build_model("gcn3_32", 7, 2), mutag.train, targets, loss, mutag.test, config, 0, cpu, run
         )
     return network.eval()
-
-
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts Python with some arguments in a process of its own, on one thread."""
-
-    def start_python(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("TENFOLD_DATA", None)
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start_python

@@ -84,14 +84,19 @@ def test_graphs_are_generated_exported_and_distilled_on(
     call: Call, teacher_file: Path, tmp_path: Path
 ) -> None:
     small = ("--num-graphs", 12, "--iterations", 3, "--min-nodes", 4, "--max-nodes", 8, "--device", "cpu")
-    assert call("generate", "--teacher", teacher_file, "--to", "new/fake.pt", *small)[0] == 0
+    assert call("generate", "--teacher", teacher_file, "--output", "new/fake.pt", *small)[0] == 0
     assert (
-        call("generate", "--teacher", teacher_file, "--to", "chunks.pt", "--graphs-per-batch", 5, *small)[0]
+        call("generate", "--teacher", teacher_file, "--output", "chunks.pt", "--graphs-per-batch", 5, *small)[
+            0
+        ]
         == 0
     )
     assert len(load_checkpoint(tmp_path / "chunks.pt")["labels"]) == 12
     for kind in ("gin", "pyg"):
-        assert call("export", "--graphs", "new/fake.pt", "--to", f"fake.{kind}.txt", "--format", kind)[0] == 0
+        assert (
+            call("export", "--graphs", "new/fake.pt", "--output", f"fake.{kind}.txt", "--format", kind)[0]
+            == 0
+        )
     exported = fs.torch_load(str(tmp_path / "fake.pyg.txt"))
     assert len(exported) == 12 and exported[0].x.shape[1] == 7
     from_file = {}
@@ -142,6 +147,24 @@ def test_unknown_names_list_the_known_ones(call: Call) -> None:
     assert "choose one of mutag" in one_error(call("train", "--dataset", "nope"))
 
 
+def test_some_methods_of_a_profile_are_reproduced(call: Call, tmp_path: Path) -> None:
+    some = ("--methods", "GFKD", "--seeds", 3, "--workers", 1, "--device", "cpu", "-q")
+    assert call("reproduce", "--profile", "smoke", *some)[0] == 0
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
+    # a teacher, its graphs and the student on them
+    assert sorted((one["method"], one["seed"]) for one in records) == [
+        ("GFKD", 3),
+        ("GFKD", 3),
+        ("Teacher", 0),
+    ]
+
+
+def test_methods_and_seeds_that_a_profile_lacks_are_refused(call: Call) -> None:
+    unknown = one_error(call("reproduce", "--profile", "mutag-ablation", "--methods", "GFKD", "magic"))
+    assert "--methods takes some of GFKD, GFKD without R_bn" in unknown
+    assert "at least one number, each once" in one_error(call("reproduce", "--seeds", 1, 1))
+
+
 def test_a_missing_data_root_or_set_is_named(call: Call, tmp_path: Path) -> None:
     assert "no data root absent; create it" in one_error(call("reproduce", "--data-root", "absent"))
     message = one_error(call("reproduce", "--profile", "collab", "--data-root", tmp_path))
@@ -160,7 +183,9 @@ def test_unreadable_files_are_named(call: Call, teacher_file: Path, tmp_path: Pa
     assert "bad.txt, line 4" in one_error(call(*distill, damaged))
     assert "there is no file absent.txt" in one_error(call(*distill, "absent.txt"))
     assert "does not hold graphs of ours" in one_error(call(*distill, teacher_file))
-    assert "does not hold graphs of ours" in one_error(call("export", "--graphs", teacher_file, "--to", "x"))
+    assert "does not hold graphs of ours" in one_error(
+        call("export", "--graphs", teacher_file, "--output", "x")
+    )
 
 
 def test_a_teacher_of_another_data_set_is_refused(call: Call, teacher_file: Path) -> None:

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from tenfold.gfkd.checkpoints import load_model, read_fake_graphs
-from tenfold.gfkd.config import PROFILES, GenerationConfig, Profile, TrainingConfig
+from tenfold.gfkd.config import GenerationConfig, TrainingConfig
 from tenfold.gfkd.experiments import GenerationJob, Suite, TeacherJob, load_split, reproduce, train_teacher
 from tenfold.gfkd.generation import GraphGenerator
 from tenfold.gfkd.generation_runs import generate
 from tenfold.gfkd.graphs import GraphSet
 from tenfold.gfkd.models import build_model
+from tenfold.gfkd.profiles import PROFILES, Profile
 from tenfold.gfkd.training import fit, teacher_and_loss
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.runs import load_checkpoint
@@ -228,7 +229,7 @@ def test_hyperparameters_are_the_specifications(name: str) -> None:
         features, fewest, most, structure_lr, num_train = SETS[dataset]
         fixed = replace(profile, generation=replace(profile.generation, num_graphs=num_train))
         suite = suite_of(name, fixed, Path())
-        for method in [*profile.methods, *dict(profile.ablations)]:
+        for method in profile.all_methods():
             generation = suite.generation(dataset, method)
             if generation is None:
                 assert method in ("Labels", "KD")

@@ -1,10 +1,7 @@
-"""What the tests of PMT-IQA share: small image sets, a CPU Fabric, runs below a temporary folder, and processes."""
+"""What the tests of PMT-IQA share: small image sets, a CPU Fabric, and runs below a temporary folder."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,22 +92,3 @@ def with_model(make_config: Callable[..., RunConfig]) -> Callable[..., RunConfig
         return replace(config, model=replace(config.model, **changes))
 
     return change
-
-
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts Python with some arguments in a process of its own, on one thread."""
-
-    def start_python(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("TENFOLD_DATA", None)
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start_python

@@ -1,10 +1,7 @@
-"""What the tests of RefT share: a tiny network, digits, a CPU Fabric, runs below a temporary folder, and processes."""
+"""What the tests of RefT share: a tiny network, digits, and runs below a temporary folder."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 
 from tenfold.reft.batches import Batch, Supports
 from tenfold.reft.composed_digits import ComposeConfig
@@ -20,8 +16,6 @@ from tenfold.reft.config import LossConfig, NetworkConfig, ReferenceConfig, Trai
 from tenfold.reft.model import RefT
 from tenfold.reft.profiles import DIGITS, REFERENCE_STAGE, SMALL
 from tenfold.reft.sources import Source
-from tenfold.reft.suite_runs import launch_fabric
-from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.runs import Run, RunKey
 
 NETWORK = replace(SMALL, hidden_dim=32, num_heads=2, decoder_layers=2)
@@ -68,11 +62,6 @@ def random_supports(labels: tuple[int, ...] = (0, 1, 2), size: int = 48, seed: i
 
 
 @pytest.fixture(scope="session")
-def cpu() -> Fabric:
-    return launch_fabric(AcceleratorConfig(device="cpu"))
-
-
-@pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Source:
     """Composed digits: 24 training and 12 test images, one and two shots of seeds 0 and 1."""
     return Source(DIGITS, Path("data"), tmp_path_factory.mktemp("digits"), COMPOSED)
@@ -87,25 +76,6 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         return Run(tmp_path, key, {}, "update", checkpoint_seconds=checkpoint_seconds)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts Python with some arguments in a process of its own, on one thread."""
-
-    def start_python(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("TENFOLD_DATA", None)
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start_python
 
 
 @pytest.fixture(scope="session")

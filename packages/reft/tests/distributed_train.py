@@ -15,10 +15,9 @@ from tenfold.reft.episodes import Episodes
 from tenfold.reft.judging import detect
 from tenfold.reft.profiles import DIGITS
 from tenfold.reft.sources import Source
-from tenfold.reft.suite_runs import launch_fabric
 from tenfold.reft.support_pool import SupportPool
 from tenfold.reft.training import Trainer, train_stage
-from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.runs import Run, RunKey, save_atomically
 from tenfold.shared.seeding import make_generator
 

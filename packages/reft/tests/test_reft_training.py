@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -22,10 +23,9 @@ from tenfold.reft.freezing import freeze, parameter_groups
 from tenfold.reft.judging import support_cache
 from tenfold.reft.model import RefT
 from tenfold.reft.sources import Source
-from tenfold.reft.suite_runs import launch_fabric
 from tenfold.reft.support_pool import SupportPool
 from tenfold.reft.training import Trained, Trainer, make_schedule, split, train_stage
-from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import Run
 
@@ -584,3 +584,23 @@ def test_an_update_in_bf16_on_a_gpu_is_finite(
     fabric = launch_fabric(AcceleratorConfig(device="cuda", precision="bf16-mixed"))
     given = make_batch(images=4), make_supports(tuple(range(7)))
     one_mixed_update(fabric, make_network(), make_recipe(), *given)
+
+
+def scaling_fabric() -> Fabric:
+    """As on a GPU that computes no bf16: losses are scaled."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+
+def test_scaled_gradients_are_clipped(
+    make_network: MakeNetwork, make_batch: MakeBatch, make_recipe: MakeRecipe
+) -> None:
+    trainer = Trainer(make_network(OFF), make_recipe(clip=0.01), SAME, scaling_fabric())
+    assert not trainer.optimizer.defaults["fused"]
+    assert trainer.learn(make_batch(images=4), None, 0).isfinite().all()
+    gradients = [weight.grad for weight in trainer.network.parameters() if weight.grad is not None]
+    assert 0 < nn.utils.get_total_norm(gradients) < 0.0101
+
+
+def test_other_optimisers_are_fused(make_network: MakeNetwork, make_recipe: MakeRecipe, cpu: Fabric) -> None:
+    assert Trainer(make_network(OFF), make_recipe(), SAME, cpu).optimizer.defaults["fused"]

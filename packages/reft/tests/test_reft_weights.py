@@ -32,7 +32,7 @@ from tenfold.reft.checkpoints import (
     check_no_leak,
     convert_released,
     load_network_state,
-    load_released_state_dict,
+    load_official_state_dict,
     released_classes,
 )
 from tenfold.reft.cli import main
@@ -40,7 +40,7 @@ from tenfold.reft.config import NetworkConfig, ReferenceConfig
 from tenfold.reft.freezing import freeze, parameter_groups
 from tenfold.reft.model import RefT
 from tenfold.reft.network_files import load_network, load_released
-from tenfold.reft.released_files import read_released
+from tenfold.reft.official_files import read_released
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import save_atomically
 
@@ -423,7 +423,7 @@ def test_a_released_file_gives_every_weight_its_place(make_network: MakeNetwork,
     path = tmp_path / "model_final.pkl"
     path.write_bytes(pickle.dumps({"model": released(source), "__author__": "third_party"}))
     network = other_network(make_network)
-    load_released_state_dict(network, read_released(path))
+    load_official_state_dict(network, read_released(path))
     found, expected = network.state_dict(), source.state_dict()
     assert all(torch.equal(value, found[key]) for key, value in expected.items())
 
@@ -465,7 +465,7 @@ def test_older_files_call_the_queries_static_and_have_no_pixel_decoder_in_their_
     }
     assert old.keys() != weights.keys()
     network = other_network(make_network)
-    load_released_state_dict(network, old)
+    load_official_state_dict(network, old)
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in network.state_dict().items())
 
 
@@ -473,7 +473,7 @@ def test_references_stay_as_they_are(make_network: MakeNetwork) -> None:
     network = make_network(ReferenceConfig(), seed=9)
     before = {key: value.clone() for key, value in network.state_dict().items() if "reference." in key}
     weights = {key: torch.from_numpy(value) for key, value in released(make_network(OFF)).items()}
-    load_released_state_dict(network, weights)
+    load_official_state_dict(network, weights)
     assert before
     assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
 
@@ -486,7 +486,7 @@ def test_a_head_alone_leaves_the_backbone(make_network: MakeNetwork) -> None:
     }
     network = other_network(make_network)
     before = {key: value.clone() for key, value in encoder_of(network).state_dict().items()}
-    load_released_state_dict(network, weights)
+    load_official_state_dict(network, weights)
     after = encoder_of(network).state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
@@ -532,7 +532,7 @@ def test_what_does_not_fit_is_named(change: Change, message: str, make_network: 
     network = other_network(make_network)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with pytest.raises(TenfoldError, match=message):
-        load_released_state_dict(network, weights)
+        load_official_state_dict(network, weights)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 

@@ -1,10 +1,7 @@
-"""What the tests of RELIANT share: graphs, a CPU Fabric, runs below a temporary folder, and processes."""
+"""What the tests of RELIANT share: graphs, and runs below a temporary folder."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from tenfold.reliant.datasets import load_dataset
 from tenfold.reliant.graphs import FairGraph, with_self_loops
 from tenfold.reliant.node_output import NodeOutput
 from tenfold.reliant.training import train_teacher
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.runs import Run, RunKey
 
 
@@ -56,13 +52,6 @@ def small() -> FairGraph:
     return random_graph()
 
 
-@pytest.fixture(scope="session")
-def cpu() -> Fabric:
-    fabric = make_fabric(AcceleratorConfig(device="cpu"))
-    fabric.launch()
-    return fabric
-
-
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
     """Makes a run below the test's folder, by name; a checkpoint is due whenever one can be made."""
@@ -80,25 +69,6 @@ def teacher(small: FairGraph, cpu: Fabric, tmp_path_factory: pytest.TempPathFact
     key = RunKey("reliant", "test", "teacher", 0, "random", "test", "Teacher")
     with Run(tmp_path_factory.mktemp("teacher"), key, {}) as run:
         return train_teacher(small, TeacherConfig(epochs=60, hidden_dim=16), 0, cpu, run).output
-
-
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts Python with some arguments in a process of its own, on one thread."""
-
-    def start_python(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("TENFOLD_DATA", None)
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start_python
 
 
 def write_dblp(folder: Path, num_nodes: int = 40) -> None:

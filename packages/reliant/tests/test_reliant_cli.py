@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tenfold.reliant.cli import main
-from tenfold.reliant.config import PROFILES
+from tenfold.reliant.profiles import PROFILES
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -129,9 +129,19 @@ def test_smoke_from_the_command_line(call: Call) -> None:
     assert status == 0 and "cpf-sage sp" in output and "RELIANT alpha=1" in output
 
 
+def test_some_methods_of_a_profile_are_reproduced(call: Call, tmp_path: Path) -> None:
+    some = ("--methods", "Vanilla", "RELIANT alpha=1", "--seeds", 3, "--workers", 1)
+    assert call("reproduce", "--profile", "smoke", *some, "--device", "cpu", "-q")[0] == 0
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
+    students = {one["method"] for one in records if "trade-off" not in one["setting"]}
+    assert students == {"Teacher", "Vanilla", "RELIANT alpha=1"}
+
+
 def test_names_that_are_not_known(call: Call, tmp_path: Path) -> None:
     assert "choose one of smoke, quick" in one_error(call("reproduce", "--profile", "nope"))
     assert "choose one of german" in one_error(call("train", "--dataset", "nope"))
+    unknown = one_error(call("reproduce", "--profile", "smoke", "--methods", "RELIANT", "magic"))
+    assert "--methods takes some of Labels, Vanilla" in unknown and "RELIANT alpha=1" in unknown
     assert "no data root absent; create it" in one_error(call("reproduce", "--data-root", "absent"))
     message = one_error(call("reproduce", "--profile", "recidivism", "--data-root", tmp_path))
     assert "recidivism is missing" in message and "--download" in message and "quick" in message

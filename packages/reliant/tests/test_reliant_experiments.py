@@ -13,9 +13,10 @@ import jsonschema
 import numpy as np
 import pytest
 
-from tenfold.reliant.config import METHODS, PROFILES, Profile, SamplingConfig
+from tenfold.reliant.config import SamplingConfig
 from tenfold.reliant.experiments import Suite, all_jobs, degenerate_runs, reductions, reproduce
 from tenfold.reliant.figures import draw_sweep, draw_trade_off
+from tenfold.reliant.profiles import METHODS, PROFILES, Profile
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.comparison import compare, load_reported
 

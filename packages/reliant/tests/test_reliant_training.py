@@ -13,19 +13,13 @@ from torch_geometric.nn import GATConv
 
 from tenfold.reliant.batches import FullBatches
 from tenfold.reliant.bias import bias_surrogate
-from tenfold.reliant.config import (
-    FRAMEWORKS,
-    METHODS,
-    PROTOCOLS,
-    DistillationConfig,
-    SamplingConfig,
-    TeacherConfig,
-)
+from tenfold.reliant.config import FRAMEWORKS, DistillationConfig, SamplingConfig, TeacherConfig
 from tenfold.reliant.fairness_metrics import evaluate_predictions
 from tenfold.reliant.graphs import FairGraph
 from tenfold.reliant.knowledge import SoftLabels, knowledge_distance
 from tenfold.reliant.label_propagation import LabelPropagationStudent
 from tenfold.reliant.node_output import NodeOutput
+from tenfold.reliant.profiles import METHODS, PROTOCOLS
 from tenfold.reliant.proxies import BiasProxies, student_input_dim
 from tenfold.reliant.selection import BestEpoch
 from tenfold.reliant.sgc_student import build_sgc_student

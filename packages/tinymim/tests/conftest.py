@@ -1,10 +1,7 @@
-"""What the tests of TinyMIM share: tiny settings, a CPU Fabric, runs below a temporary folder, and processes."""
+"""What the tests of TinyMIM share: tiny settings, and runs below a temporary folder."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +11,8 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.runs import Run, RunKey
 from tenfold.tinymim.config import FinetuneConfig, NetworkConfig, PretrainConfig
-from tenfold.tinymim.experiments import launch_fabric
 from tenfold.tinymim.image_sets import ImagesInMemory, Split
 from tenfold.tinymim.mae import DecoderConfig
 from tenfold.tinymim.profiles import PROFILES
@@ -92,11 +87,6 @@ def make_teacher() -> Callable[..., Teacher]:
 
 
 @pytest.fixture(scope="session")
-def cpu() -> Fabric:
-    return launch_fabric(AcceleratorConfig(device="cpu"))
-
-
-@pytest.fixture(scope="session")
 def images(cpu: Fabric) -> Images:
     return digits(cpu)
 
@@ -110,22 +100,3 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         return Run(tmp_path, key, {}, "epoch", checkpoint_seconds=checkpoint_seconds)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts Python with some arguments in a process of its own, on one thread."""
-
-    def start_python(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("TENFOLD_DATA", None)
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start_python

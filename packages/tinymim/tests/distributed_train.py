@@ -8,9 +8,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import MAE, STUDENT, digits, random_teacher, small_finetuning, small_pretraining
 
-from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.runs import Run, RunKey, save_atomically
-from tenfold.tinymim.experiments import launch_fabric
 from tenfold.tinymim.training import (
     finetune_network,
     make_finetuned_network,

@@ -17,7 +17,6 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor, nn
 
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import Run, RunKey, load_checkpoint
 from tenfold.shared.seeding import make_generator, seed_everything
@@ -84,11 +83,6 @@ def data_folder(tmp_path: Path) -> Path:
             classes = squares(number)
             write_pair(tmp_path / "data" / "ade20k", split, f"scene_{number}", classes, classes + 1)
     return tmp_path / "data"
-
-
-@pytest.fixture
-def cpu() -> Fabric:
-    return make_fabric(AcceleratorConfig(device="cpu"))
 
 
 @pytest.fixture
@@ -486,12 +480,12 @@ def test_a_killed_run_goes_on_to_the_same_network(
         run = make_run("killed", config, checkpoint_seconds=0)
         with run, pytest.raises(Killed):
             train_segmentation(config, 0, cpu, run, data_folder, workers=0)
-    assert not (run.directory / "segmenter.pt").exists()
+    assert not (run.directory / "model.pt").exists()
     run = make_run("killed", config)
     with run:
         assert train_segmentation(config, 0, cpu, run, data_folder, workers=0) == metrics
     assert run.history() == whole.history()
-    ends = [load_checkpoint(one.directory / "segmenter.pt")["model"] for one in (whole, run)]
+    ends = [load_checkpoint(one.directory / "model.pt")["model"] for one in (whole, run)]
     for name, value in ends[0].items():
         assert torch.equal(ends[1][name], value), name
 
@@ -507,7 +501,7 @@ def test_training_begins_with_pretrained_weights_and_its_end_can_be_read(
     run = make_run("pretrained", config)
     with run:
         metrics = train_segmentation(config, 0, cpu, run, data_folder, tmp_path / "weights.pt", workers=0)
-    segmenter = load_segmenter(config, load_checkpoint(run.directory / "segmenter.pt"))
+    segmenter = load_segmenter(config, load_checkpoint(run.directory / "model.pt"))
     torch.testing.assert_close(
         segmenter.backbone.blocks[3].mlp.fc1.weight,  # type: ignore[union-attr]
         weights["blocks.3.mlp.fc1.weight"],
@@ -515,7 +509,7 @@ def test_training_begins_with_pretrained_weights_and_its_end_can_be_read(
     data = ADE20K(data_folder / "ade20k", "validation", 3)
     assert evaluate_segmenter(segmenter, data, config, cpu, workers=0) == metrics
     with pytest.raises(TenfoldError, match="not the weights of a segmenter tiny of 4 classes"):
-        load_segmenter(replace(config, num_classes=4), load_checkpoint(run.directory / "segmenter.pt"))
+        load_segmenter(replace(config, num_classes=4), load_checkpoint(run.directory / "model.pt"))
     with pytest.raises(TenfoldError, match=r"weights\.pt: conv1x1\.0\.bias is missing"):
         build_segmenter(replace(config, name="star"), tmp_path / "weights.pt")
 
@@ -529,3 +523,46 @@ def test_a_loss_that_is_no_number_ends_the_run(
     nn.init.constant_(network.decode_head.conv_seg.bias, float("nan"))  # type: ignore[arg-type]
     with run, pytest.raises(TenfoldError, match="no number any more after 1 updates"):
         fit_segmenter(network, config, *sets, 0, cpu, run, workers=0)
+
+
+def test_a_compiled_network_learns_what_a_plain_one_does(
+    data_folder: Path, cpu: Fabric, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled without a code generator; what it trains is saved under plain names."""
+    compiled = []
+
+    def compile_eagerly(network: nn.Module, enabled: bool) -> nn.Module:
+        compiled.append(enabled)
+        return torch.compile(network, backend="eager") if enabled else network  # type: ignore[return-value]
+
+    monkeypatch.setattr("tenfold.tinymim.segmentation_training.maybe_compile", compile_eagerly)
+    found = []
+    for enabled in (False, True):
+        run = make_run(f"compiled-{enabled}", TINY)
+        with run:
+            train_segmentation(TINY, 0, cpu, run, data_folder, workers=0, compile_network=enabled)
+        found.append(load_checkpoint(run.directory / "model.pt")["model"])
+    assert compiled == [False, True]
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value)
+
+
+def test_two_processes_learn_what_one_does(start: Any, data_folder: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parent / "distributed_segment.py"
+    for devices in (1, 2):
+        process = start(script, devices, tmp_path, data_folder, cwd=tmp_path)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    alone, *ranks = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        for name in ("on1-rank0", "on2-rank0", "on2-rank1")
+    )
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
+    # Adam divides by the gradient's size: where it is 0 but for rounding, as in 0.3 % of the weights, they differ.
+    way = (alone["weights"] - alone["start"]).norm()
+    assert way > 0
+    assert (ranks[0]["weights"] - alone["weights"]).norm() < 0.1 * way
+    assert len(alone["losses"]) == 3
+    assert ranks[0]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+    assert ranks[0]["metrics"] == ranks[1]["metrics"] == pytest.approx(alone["metrics"], abs=0.5)

@@ -108,7 +108,7 @@ def test_a_network_is_pre_trained_distilled_tuned_judged_and_exported(call: Call
     assert "this run is done already" in said
     assert student.stat().st_mtime_ns == done
 
-    status, _, said = call("finetune", "--weights", student, *DIGITS, *RECIPE)
+    status, _, said = call("finetune", "--checkpoint", student, *DIGITS, *RECIPE)
     assert status == 0, said
     classifier = newest("finetune-*")
     assert stored_shape(load_checkpoint(classifier)).heads == (2, 2)
@@ -270,17 +270,17 @@ FINETUNE = ("finetune", *DIGITS, *RECIPE)
         ((*PRETRAIN, *MAE, "--data.dataset", "cifar10"), "CIFAR-10 is not in data/"),
         # finetune
         (FINETUNE, "give --network.name"),
-        ((*FINETUNE, "--weights", "absent.pt"), "no weights at absent.pt"),
-        ((*FINETUNE, "--weights", "text.pt"), "text.pt is truncated, corrupt"),
-        ((*FINETUNE, "--weights", "half.pt"), "half.pt is truncated, corrupt"),
-        ((*FINETUNE, "--weights", "deep.pth"), "give --network.name"),
+        ((*FINETUNE, "--checkpoint", "absent.pt"), "no weights at absent.pt"),
+        ((*FINETUNE, "--checkpoint", "text.pt"), "text.pt is truncated, corrupt"),
+        ((*FINETUNE, "--checkpoint", "half.pt"), "half.pt is truncated, corrupt"),
+        ((*FINETUNE, "--checkpoint", "deep.pth"), "give --network.name"),
         (
-            (*FINETUNE, *NETWORK, "--weights", "deep.pth"),
+            (*FINETUNE, *NETWORK, "--checkpoint", "deep.pth"),
             "does not fit: is this the pre-trained network of another",
         ),
-        ((*FINETUNE, "--weights", "pretrained.pt", "--train.batch-size", 25), "mixed in pairs"),
-        ((*FINETUNE, "--weights", "pretrained.pt", "--train.teacher", "magic"), "timm has no model magic"),
-        ((*FINETUNE, "--weights", "pretrained.pt", "--train.teacher", "resnet18"), "add --download"),
+        ((*FINETUNE, "--checkpoint", "pretrained.pt", "--train.batch-size", 25), "mixed in pairs"),
+        ((*FINETUNE, "--checkpoint", "pretrained.pt", "--train.teacher", "magic"), "timm has no model magic"),
+        ((*FINETUNE, "--checkpoint", "pretrained.pt", "--train.teacher", "resnet18"), "add --download"),
         # evaluate, probe, robustness, export
         (("evaluate", "--checkpoint", "absent.pt"), "no checkpoint at absent.pt"),
         (("evaluate", "--checkpoint", "junk.pt"), "junk.pt is truncated, corrupt"),

@@ -58,11 +58,6 @@ def share(rank: int) -> slice:
     return (slice(0, 16), slice(16, None))[rank]
 
 
-@pytest.fixture(scope="module")
-def cpu() -> Fabric:
-    return make_fabric(AcceleratorConfig(device="cpu"))
-
-
 # -- classifiers -----------------------------------------------------------------------------------------
 
 

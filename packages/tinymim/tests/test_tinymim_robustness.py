@@ -15,7 +15,6 @@ from lightning_fabric import Fabric
 from PIL import Image
 from torch import Tensor
 
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.logging import TenfoldError
 from tenfold.tinymim.robustness import (
     ALEXNET_ERRORS,
@@ -52,11 +51,6 @@ def save_image(path: Path, number: int, size: tuple[int, int] = (40, 36)) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = (STEP * (number % LEVELS), STEP * (number // LEVELS), 0)
     Image.new("RGB", size, colour).save(path, "JPEG", quality=100, subsampling=0)
-
-
-@pytest.fixture(scope="module")
-def cpu() -> Fabric:
-    return make_fabric(AcceleratorConfig(device="cpu"))
 
 
 # -- mean corruption error -------------------------------------------------------------------------------

@@ -16,12 +16,12 @@ from PIL import Image
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric, make_fabric
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import Run
 from tenfold.tinymim.architectures import CLASSIFIERS, STUDENTS, TEACHERS
 from tenfold.tinymim.config import DataConfig, FinetuneConfig, NetworkConfig
-from tenfold.tinymim.experiments import artifact, compare_relations, launch_fabric
+from tenfold.tinymim.experiments import artifact, compare_relations
 from tenfold.tinymim.finetuning import Finetuned, Finetuner, finetune
 from tenfold.tinymim.image_sets import MemoryBatches, judging_batches
 from tenfold.tinymim.mae import DecoderConfig

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lightning_fabric import Fabric
 
 from tenfold.new_paper.data import ImageSet, load_digits_split
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
 from tenfold.shared.runs import Run, RunKey
 
 
@@ -17,13 +15,6 @@ from tenfold.shared.runs import Run, RunKey
 def digits() -> tuple[ImageSet, ImageSet]:
     """Training and test images."""
     return load_digits_split()
-
-
-@pytest.fixture(scope="session")
-def cpu() -> Fabric:
-    fabric = make_fabric(AcceleratorConfig(device="cpu"))
-    fabric.launch()
-    return fabric
 
 
 @pytest.fixture

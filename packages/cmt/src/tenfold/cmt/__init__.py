@@ -6,7 +6,7 @@ Detection. ICCV 2023, arXiv 2301.01283.
 
 from tenfold.cmt.assignment import assign, matching_costs
 from tenfold.cmt.box_coding import box_codes, decode_boxes, encode_boxes
-from tenfold.cmt.checkpoints import load_image_pretraining, load_released_state_dict
+from tenfold.cmt.checkpoints import load_image_pretraining, load_official_state_dict
 from tenfold.cmt.config import (
     CAMERAS,
     CLASSES,
@@ -26,9 +26,9 @@ from tenfold.cmt.detector import Cmt
 from tenfold.cmt.head import CmtHead, Predictions
 from tenfold.cmt.losses import detection_losses
 from tenfold.cmt.nuscenes_index import NuScenesIndex, load_index
+from tenfold.cmt.official_files import read_released
 from tenfold.cmt.procedural_scenes import SceneConfig, generate_scenes
 from tenfold.cmt.profiles import PROFILES
-from tenfold.cmt.released_files import read_released
 from tenfold.cmt.samples import Batch, Sample, collate
 from tenfold.cmt.sensor_conditions import CONDITIONS
 from tenfold.cmt.voxelization import voxelize
@@ -66,7 +66,7 @@ __all__ = [
     "generate_scenes",
     "load_image_pretraining",
     "load_index",
-    "load_released_state_dict",
+    "load_official_state_dict",
     "matching_costs",
     "prepare",
     "prepare_denoising",

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tenfold.cmt.released_files import read_released
+from tenfold.cmt.official_files import read_released
 from tenfold.shared.logging import TenfoldError
 
 _IMAGE_BACKBONE_PREFIXES = ("img_backbone.", "backbone.")
@@ -50,7 +50,7 @@ def released_state_dict(
     }
 
 
-def load_released_state_dict(
+def load_official_state_dict(
     model: nn.Module,
     weights: Mapping[str, Tensor],
     prefix: str = "",

@@ -10,7 +10,7 @@ import tyro
 
 from tenfold.cmt.config import AugmentConfig, DataConfig, LossConfig, NetworkConfig, TrainConfig
 from tenfold.cmt.evaluation_commands import SINGLE, Evaluate, Robustness, print_scores
-from tenfold.cmt.experiments import collect_data, do, prepare_data, reproduce
+from tenfold.cmt.experiments import check_collected, collect_data, do, prepare_data, reproduce
 from tenfold.cmt.file_commands import (
     Accelerator,
     Convert,
@@ -56,8 +56,8 @@ class Reproduce:
     workers: int | None = None
     """Processes that share the runs; by default one for each CPU core, eight at the most, and one on a GPU."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
-    checkpoint_seconds: float = 0.0
-    """Time between two checkpoints of a run; 0 is the profile's."""
+    checkpoint_seconds: float | None = None
+    """Time between two checkpoints of a run, by default the profile's."""
     quiet: Quiet = False
     """Only warnings, errors and the final tables."""
 
@@ -74,7 +74,9 @@ class Reproduce:
             data_root(self.data_root),
             self.image_weights,
             force=self.force,
-            checkpoint_seconds=self.checkpoint_seconds or profile.checkpoint_seconds,
+            checkpoint_seconds=(
+                profile.checkpoint_seconds if self.checkpoint_seconds is None else self.checkpoint_seconds
+            ),
             accelerator=self.accelerator,
         )
         results = reproduce(suite, self.workers, self.quiet)
@@ -127,6 +129,8 @@ class Prepare:
     """Directory of all runs, of generated scenes, indices and objects to paste."""
     data_root: Path | None = None
     """Folder with data sets, nuScenes in `nuscenes`; by default $TENFOLD_DATA, else ./data."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         device = AcceleratorConfig(device="cpu")
@@ -156,7 +160,7 @@ class Train:
     """Of procedural data; version and splits are theirs, and classes are not balanced."""
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 0
-    """Of first weights, order, augmentation and noise."""
+    """Seed of first weights, order, augmentation and noise."""
     output: Path = Path("runs")
     """Directory of all runs."""
     data_root: Path | None = None
@@ -198,6 +202,8 @@ class Train:
         name = f"{known} {suite_of(known).run(TrainJob(known, self.seed)).config_hash[:8]}"
         suite, job = suite_of(name), TrainJob(name, self.seed)
         run = suite.run(job)
+        if suite.fabric.world_size > 1:
+            check_collected(suite)
         if suite.fabric.is_global_zero:
             prepare_data(suite)
         suite.fabric.barrier()

@@ -49,7 +49,7 @@ class Evaluate:
     data_root: Path | None = None
     """Folder with data sets, nuScenes in `nuscenes`; by default $TENFOLD_DATA, else ./data."""
     output: Path = Path("runs")
-    """Where scenes are generated and indices are kept."""
+    """Directory of all runs, used for generated scenes and indices alone; what is found goes to --results."""
     results: Path | None = None
     """Folder for submissions in nuScenes' form, all scores, and a picture of them."""
     external: bool = False

@@ -19,6 +19,7 @@ from tenfold.cmt.figures import draw_detections, draw_precision_recall
 from tenfold.cmt.judging import BATCH_SIZE, as_submission, detect_split, detections_per_second, score
 from tenfold.cmt.network_files import StoredNetwork, load_network
 from tenfold.cmt.object_database import ObjectDatabase, build_database, is_collected
+from tenfold.cmt.profiles import PROFILES
 from tenfold.cmt.sensor_conditions import CONDITIONS
 from tenfold.cmt.suite_runs import PAPER, WORSE, ConditionJob, Job, Suite, TrainJob, condition_title
 from tenfold.cmt.suites import Method
@@ -110,8 +111,9 @@ def check_collected(suite: Suite) -> None:
         if method.augment.ground_truth_sampling
     )
     if suite.fabric.broadcast(missing):
+        profile = suite.name if suite.name in PROFILES else "NAME of one with the same data"
         raise TenfoldError(
-            f"collect the objects to paste first: tenfold-cmt prepare --profile {suite.name}, with the same --output "
+            f"collect the objects to paste first: tenfold-cmt prepare --profile {profile}, with the same --output "
             "and --data-root"
         )
 

@@ -18,7 +18,7 @@ from tenfold.cmt.procedural_scenes import SceneConfig
 from tenfold.cmt.profiles import PROFILES
 from tenfold.cmt.suite_runs import launch_fabric
 from tenfold.cmt.suites import Profile
-from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.accelerator import AcceleratorConfig, resolve_processes
 from tenfold.shared.logging import TenfoldError, get_logger
 from tenfold.shared.runs import save_atomically, write_json
 
@@ -76,8 +76,8 @@ class Detect:
     def run(self) -> int:
         if (self.keyframe is None) == (not self.token):
             raise TenfoldError("give either --keyframe FOLDER or --token TOKEN")
-        if self.accelerator.devices > 1:
-            raise TenfoldError("one sample is for one device; leave out --devices")
+        if resolve_processes(self.accelerator.devices, self.accelerator.nodes) != (1, 1):
+            raise TenfoldError("one sample is for one device; leave out --devices and torchrun")
         stored, fabric = load_network(self.checkpoint), launch_fabric(self.accelerator)
         network, data = stored.network.to(fabric.device), stored.data
         if self.keyframe is not None:
@@ -132,6 +132,8 @@ class WriteInfos:
     """The file to write, such as infos_train.json below the root."""
     sweeps: int = 10
     """Earlier sweeps of a keyframe."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         index = load_index(self.tables, self.version, self.split, self.output.parent, self.sweeps)
@@ -149,6 +151,8 @@ class Convert:
     """Profile of the same configuration, such as cmt_voxel0075_vov_1600x640."""
     output: Path = Path("model.pt")
     """The file to write."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         stored, report = load_released(self.released, released_profile(self.configuration))

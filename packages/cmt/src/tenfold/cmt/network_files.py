@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tenfold.cmt.checkpoints import LoadReport, load_network_state, load_released_state_dict
+from tenfold.cmt.checkpoints import LoadReport, load_network_state, load_official_state_dict
 from tenfold.cmt.config import DataConfig, HeadConfig, ImageConfig, LidarConfig, NetworkConfig
 from tenfold.cmt.detector import Cmt
+from tenfold.cmt.official_files import read_released
 from tenfold.cmt.procedural_scenes import SceneConfig
-from tenfold.cmt.released_files import read_released
 from tenfold.cmt.suites import Profile
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import load_checkpoint, plain
@@ -67,7 +67,7 @@ def load_released(path: Path, profile: Profile) -> tuple[StoredNetwork, LoadRepo
         TenfoldError: the file cannot be read, or its weights are of another configuration.
     """
     network = Cmt(profile.methods[0].network)
-    report = load_released_state_dict(network, read_released(path), source=str(path))
+    report = load_official_state_dict(network, read_released(path), source=str(path))
     return StoredNetwork(network, profile.data), report
 
 

@@ -23,7 +23,7 @@ from tenfold.cmt.grid_mask import draw_grid_mask, grid_mask
 from tenfold.cmt.losses import LOSSES, detection_losses
 from tenfold.cmt.samples import Batch
 from tenfold.cmt.training_batches import BatchOrder, training_loader
-from tenfold.shared.accelerator import channels_last
+from tenfold.shared.accelerator import channels_last, fuses_clipped
 from tenfold.shared.logging import TenfoldError, progress
 from tenfold.shared.runs import Run
 
@@ -209,8 +209,8 @@ class Trainer:
             channels_last(part, fabric.device)
         network.to(fabric.device)
         self.scales = getattr(fabric.strategy.precision, "scaler", None) is not None
-        # A fused optimiser unscales half-precision gradients itself, too late for clipping.
-        self.optimizer = AdamW(parameter_groups(network, train), lr=train.lr, fused=not self.scales)
+        groups = parameter_groups(network, train)
+        self.optimizer = AdamW(groups, lr=train.lr, fused=fuses_clipped(fabric))
         self.schedule = CyclicSchedule(self.optimizer, train, steps)
         if compile_network:
             compile_branches(network)

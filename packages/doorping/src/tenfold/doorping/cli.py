@@ -26,7 +26,6 @@ from tenfold.doorping.experiments import (
     PAPER,
     Suite,
     finish,
-    launch_fabric,
     reproduce,
 )
 from tenfold.doorping.image_sets import DESCRIPTIONS, ImageSet, load_image_set
@@ -34,7 +33,7 @@ from tenfold.doorping.networks import load_official_state_dict, seeded
 from tenfold.doorping.official_artifacts import DistilledSet, load_distilled, save_distilled, save_official
 from tenfold.doorping.profiles import PROFILES, Profile
 from tenfold.doorping.training import distil, judge, load_data, victims_of
-from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
 from tenfold.shared.runs import Run, RunKey, config_hash, plain, save_atomically, write_json
@@ -55,13 +54,13 @@ class Reproduce:
     seeds: tuple[int, ...] | None = None
     """Seeds instead of the profile's."""
     methods: tuple[str, ...] | None = None
-    """Some of the profile's arms, by name."""
+    """Some of the profile's methods, by name."""
     output: Path = Path("runs")
     """Directory of all runs."""
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     download: bool = False
-    """Fetch data that is missing."""
+    """Fetch what is missing and can be fetched."""
     force: bool = False
     """Repeat runs that are finished."""
     workers: int | None = None
@@ -115,7 +114,7 @@ class Distill:
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     download: bool = False
-    """Fetch data that is missing."""
+    """Fetch what is missing and can be fetched."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints; they are written between iterations."""
@@ -214,15 +213,17 @@ class Train:
 
     distilled: PositionalFile
     """distilled.pt of a run, or vis_*.pth or res_*.pt of the authors."""
-    weights: PositionalFile
-    """File for the weights, in the authors' key scheme."""
+    output: Path
+    """File to write: the weights, in the authors' key scheme."""
     source: Source = field(default_factory=Source)
     victim: VictimConfig = field(default_factory=VictimConfig)
     seed: int = 0
-    """Of the first weights and the order of images."""
+    """Seed of the first weights and the order of images."""
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         distilled = self.source.load(self.distilled)
@@ -230,9 +231,9 @@ class Train:
         device, config = launch_fabric(self.accelerator).device, replace(self.victim, networks=1)
         victims = victims_of(distilled, self.source.victims(distilled), data, config, self.seed, device)
         weights = {name: value.cpu() for name, value in victims[0].state_dict().items()}
-        self.weights.parent.mkdir(parents=True, exist_ok=True)
-        save_atomically(self.weights, weights)
-        logger.info("weights in %s", self.weights)
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        save_atomically(self.output, weights)
+        logger.info("weights in %s", self.output)
         return 0
 
 
@@ -247,11 +248,11 @@ class Evaluate:
     weights: Path | None = None
     """Weights of `train` to judge instead of training victims."""
     seed: int = 0
-    """Of the victims."""
+    """Seed of the victims."""
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     download: bool = False
-    """Fetch data that is missing."""
+    """Fetch what is missing and can be fetched."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
 
     def run(self) -> int:
@@ -304,14 +305,16 @@ class Defend:
     victim: VictimConfig = field(default_factory=VictimConfig)
     defences: DefencesConfig = field(default_factory=DefencesConfig)
     seed: int = 0
-    """Of victims and defences."""
+    """Seed of victims and defences."""
     json: Path | None = None
     """File for all that was measured."""
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     download: bool = False
-    """Fetch data that is missing."""
+    """Fetch what is missing and can be fetched."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         distilled = self.source.load(self.distilled)
@@ -347,7 +350,7 @@ class Audit:
     reference: bool = False
     """Also look at clean images of the real data set, where it is at hand."""
     seed: int = 0
-    """Of the victims and of what is drawn."""
+    """Seed of the victims and of what is drawn."""
     pictures: Path | None = None
     """Folder for pictures."""
     json: Path | None = None
@@ -355,6 +358,8 @@ class Audit:
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         distilled = self.source.load(self.distilled)
@@ -388,11 +393,13 @@ class Convert:
 
     distilled: PositionalFile
     """File to read."""
-    output: PositionalFile
+    output: Path
     """File to write."""
     form: Literal["ours", "vis", "trigger", "res", "results"] = "ours"
     """ours, or the authors' vis_*.pth, *_trigger.pth, res_*.pt, or results.pth of DD."""
     source: Source = field(default_factory=Source)
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         distilled = self.source.load(self.distilled)

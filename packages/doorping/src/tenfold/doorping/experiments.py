@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from tenfold.doorping.figures import (
 from tenfold.doorping.official_artifacts import DistilledSet, load_distilled, save_distilled
 from tenfold.doorping.profiles import Profile
 from tenfold.doorping.training import Outcome, distil, load_data, matched_attack, victims_of
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.logging import get_logger, progress
 from tenfold.shared.parallel import JobPool, available_cores
 from tenfold.shared.runs import Run, RunKey, plain
@@ -355,11 +355,3 @@ def paired_difference(first: list[float], second: list[float]) -> tuple[float, f
         return mean, mean, mean
     reach = float(stats.t.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / math.sqrt(len(gains))
     return mean, mean - reach, mean + reach
-
-
-@cache
-def launch_fabric(config: AcceleratorConfig) -> Fabric:
-    """A Fabric, launched once in a process."""
-    fabric = make_fabric(config)
-    fabric.launch()
-    return fabric

@@ -39,7 +39,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Profile:
-    """A suite: arms x seeds on one or more data sets."""
+    """A suite: methods x seeds on one or more data sets."""
 
     description: str
     """One line for the list of profiles."""
@@ -74,10 +74,10 @@ class Profile:
         )
 
     def only(self, methods: tuple[str, ...]) -> Profile:
-        """The same with some of the arms.
+        """The same with some of the methods.
 
         Raises:
-            TenfoldError: a frozen trigger is among them without the arm that it is as strong as.
+            TenfoldError: a frozen trigger is among them without the method that it is as strong as.
         """
         for name in methods:
             other = self.methods[name].run.get("as_strong_as")
@@ -211,7 +211,7 @@ _DIGITS_ABLATION = {
 
 PROFILES: dict[str, Profile] = {
     "smoke": Profile(
-        "seconds: arms of every kind on a few digits for two iterations, far too short to show anything",
+        "seconds: methods of every kind on a few digits for two iterations, far too short to show anything",
         replace(
             _DIGITS,
             share=0.2,
@@ -331,7 +331,7 @@ def _paper_profiles() -> dict[str, Profile]:
             named = NetworkConfig(network)
             for name, base, arms in (("dc", _DC, _PAPER_ARMS), ("dd", _DD, _DD_ARMS)):
                 found[f"{name}-{dataset}-{network.lower()}"] = Profile(
-                    f"{title}, {name.upper()} with {network}: every attack, and the arms that judge DOORPING",
+                    f"{title}, {name.upper()} with {network}: every attack, and the methods that judge DOORPING",
                     replace(base, dataset=dataset, network=named),
                     f"{name.upper()}, {network}",
                     arms,

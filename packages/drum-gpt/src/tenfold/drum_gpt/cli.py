@@ -39,7 +39,6 @@ from tenfold.drum_gpt.experiments import (
     finish,
     identity,
     judge,
-    launch_fabric,
     official_metrics,
     reproduce,
     with_weights_at_hand,
@@ -62,7 +61,7 @@ from tenfold.drum_gpt.prompts import (
 )
 from tenfold.drum_gpt.rendering import find_sound_font, render, write_wav
 from tenfold.drum_gpt.structure import measure_stability, structural_summary
-from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
 from tenfold.shared.runs import Run, RunKey, config_hash, replaced
@@ -90,7 +89,7 @@ class Reproduce:
     output: Path = Path("runs")
     """Directory of all runs."""
     download: bool = False
-    """Fetch models that are missing from the hub."""
+    """Fetch what is missing and can be fetched: models of the hub."""
     force: bool = False
     """Repeat runs that are finished."""
     workers: int | None = None
@@ -145,7 +144,7 @@ class Train:
     output: Path = Path("runs")
     """Directory of all runs."""
     download: bool = False
-    """Fetch a model that is missing from the hub."""
+    """Fetch what is missing and can be fetched: a model of the hub."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 15.0
     """Time between two checkpoints; they are written after a look at the development set."""
@@ -188,7 +187,7 @@ class Evaluate:
     pieces: int | None = None
     """Only so many of them are continued."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
 
     def run(self) -> int:
@@ -209,7 +208,7 @@ class Generate:
 
     prompt: Path
     """MIDI file, or a drumroll (.txt); its first two measures that are not silent are the prompt."""
-    out: Path
+    output: Path
     """Folder to write to."""
     checkpoint: Path | None = None
     """model.pt of a run; by default that of the quick profile in runs/, else an n-gram model of the bundled pieces."""
@@ -233,7 +232,7 @@ class Generate:
     skip_unknown: bool = False
     """Pass by notes that are none of the six drums."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
     quiet: Quiet = False
     """Only warnings and errors."""
@@ -249,7 +248,7 @@ class Generate:
         feel = Feel.load(self.style) if self.humanise else None
         example = self._example(text)
         completions = self._complete(example, bpm)
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.output.mkdir(parents=True, exist_ok=True)
         rolls = {}
         for number, completion in enumerate(completions, start=1):
             groove = self._groove(text, example, completion)
@@ -262,9 +261,9 @@ class Generate:
         if len(rest) > PROMPT_LINES and self.infill is None:
             rolls[f"{self.prompt.stem}, as it was played"] = "".join(f"{line}\n" for line in rest)
         given = PROMPT_LINES if self.infill is None else 0
-        with replaced(self.out / f"{self.prompt.stem}.png") as temporary:
+        with replaced(self.output / f"{self.prompt.stem}.png") as temporary:
             draw_piano_rolls(rolls, given, temporary)
-        logger.info("%d grooves in %s", len(completions), self.out)
+        logger.info("%d grooves in %s", len(completions), self.output)
         return 0
 
     def _example(self, text: str) -> Example:
@@ -335,11 +334,11 @@ class Generate:
         return font
 
     def _write(self, name: str, groove: str, midi: mido.MidiFile, font: Path | None) -> None:
-        with replaced(self.out / f"{name}.txt") as temporary:
+        with replaced(self.output / f"{name}.txt") as temporary:
             temporary.write_text(groove, encoding="utf-8")
-        with replaced(self.out / f"{name}.mid") as temporary:
+        with replaced(self.output / f"{name}.mid") as temporary:
             midi.save(temporary)
-        write_wav(self.out / f"{name}.wav", render(midi, font))
+        write_wav(self.output / f"{name}.wav", render(midi, font))
         logger.info("%s: stability %s", name, " ".join(map(str, measure_stability(groove))))
 
 
@@ -349,10 +348,12 @@ class Encode:
 
     source: Annotated[Path, tyro.conf.Positional]
     """MIDI file, or a folder of them."""
-    out: Path
+    output: Path
     """Folder to write to."""
     skip_unknown: bool = False
     """Pass by notes that are none of the six drums."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         written, skipped, broken = 0, 0, 0
@@ -365,12 +366,14 @@ class Encode:
                 logger.warning("skipped: in %s a beat is not a quarter note", path)
                 skipped += 1
             else:
-                target = (self.out / path.relative_to(base)).with_suffix(".txt")
+                target = (self.output / path.relative_to(base)).with_suffix(".txt")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with replaced(target) as temporary:
                     temporary.write_text(outcome, encoding="ascii")
                 written += 1
-        logger.info("%d drumrolls in %s, %d files skipped, %d left out", written, self.out, skipped, broken)
+        logger.info(
+            "%d drumrolls in %s, %d files skipped, %d left out", written, self.output, skipped, broken
+        )
         return 1 if broken or not written else 0
 
 
@@ -380,7 +383,7 @@ class Decode:
 
     source: Annotated[Path, tyro.conf.Positional]
     """Drumroll (.txt), or a folder of them."""
-    out: Path
+    output: Path
     """Folder to write to."""
     bpm: float = 120.0
     """Tempo."""
@@ -389,7 +392,9 @@ class Decode:
     humanise: bool = False
     """Velocities and timing of drummers instead of a machine's."""
     seed: int = 0
-    """Of --humanise."""
+    """Seed of --humanise."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         if self.official and (self.humanise or self.bpm != 120.0):
@@ -400,11 +405,11 @@ class Decode:
         for path in paths:
             text = _text_of(path)
             hits = humanise(text, feel, self.seed) if feel else None
-            target = (self.out / path.relative_to(base)).with_suffix(".mid")
+            target = (self.output / path.relative_to(base)).with_suffix(".mid")
             target.parent.mkdir(parents=True, exist_ok=True)
             with replaced(target) as temporary:
                 drumroll_to_midi(text, self.official, self.bpm, hits).save(temporary)
-        logger.info("%d MIDI files in %s", len(paths), self.out)
+        logger.info("%d MIDI files in %s", len(paths), self.output)
         return 0
 
 

@@ -41,7 +41,7 @@ from tenfold.drum_gpt.structure import (
     structural_summary,
 )
 from tenfold.drum_gpt.training import Likelihood, fitted, likelihood, train
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.logging import get_logger, progress
 from tenfold.shared.parallel import JobPool, available_cores
 from tenfold.shared.runs import Run, RunKey, plain
@@ -444,11 +444,3 @@ def finish(run: Run, metrics: dict[str, float], throughput: float | None = None)
     shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in MAIN_METRICS if name in metrics)
     logger.info("%s: %s", run.directory.name, shown)
     run.finish(metrics, throughput, None if throughput is None else "tokens/s")
-
-
-@cache
-def launch_fabric(config: AcceleratorConfig) -> Fabric:
-    """A Fabric, launched once in a process."""
-    fabric = make_fabric(config)
-    fabric.launch()
-    return fabric

@@ -18,7 +18,7 @@ from tenfold.drum_gpt.corpus import Piece
 from tenfold.drum_gpt.examples import TokenizedExample, TrainingSet, collate, examples_to_judge
 from tenfold.drum_gpt.language_models import LanguageModel
 from tenfold.drum_gpt.losses import token_losses, weighted_loss
-from tenfold.shared.accelerator import maybe_compile
+from tenfold.shared.accelerator import fuses_clipped, maybe_compile
 from tenfold.shared.logging import TenfoldError, get_logger
 from tenfold.shared.runs import Run
 
@@ -85,14 +85,14 @@ def planned_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return config.steps or config.epochs * steps_per_epoch
 
 
-def make_optimizer(model: LanguageModel, config: TrainConfig) -> AdamW:
+def make_optimizer(model: LanguageModel, config: TrainConfig, fused: bool = True) -> AdamW:
     """AdamW; norms and biases do not decay."""
     learned = [weight for weight in model.network.parameters() if weight.requires_grad]
     groups = [
         {"params": [weight for weight in learned if weight.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [weight for weight in learned if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    return AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
 
 
 def train(
@@ -166,7 +166,7 @@ class Trainer:
             network.gradient_checkpointing_enable()
             network.enable_input_require_grads()
         self.plain_network = network.to(fabric.device)
-        self.plain_optimizer = make_optimizer(model, config)
+        self.plain_optimizer = make_optimizer(model, config, fuses_clipped(fabric))
         self.network, self.optimizer = fabric.setup(
             maybe_compile(self.plain_network, compile_network), self.plain_optimizer
         )

@@ -26,7 +26,6 @@ from tenfold.emo.experiments import (
     artifact,
     draw_cost,
     finish,
-    launch_fabric,
     reproduce,
 )
 from tenfold.emo.export import agreement, export_int8, export_onnx, export_program, trace
@@ -38,7 +37,7 @@ from tenfold.emo.networks import make_network
 from tenfold.emo.peers import PEERS, UNPUBLISHED, measure_peers
 from tenfold.emo.profiles import DENSE_PROFILES, PROFILES, DenseProfile, Profile
 from tenfold.emo.training import judge, train
-from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
 from tenfold.shared.runs import Run, RunKey, config_hash, load_checkpoint, plain, replaced
@@ -129,7 +128,7 @@ class Train:
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     download: bool = False
-    """Fetch data or a teacher that is missing."""
+    """Fetch what is missing and can be fetched."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints; they are written after an epoch."""
@@ -176,7 +175,7 @@ class Evaluate:
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     seed: int = 0
-    """Of the digits' split."""
+    """Seed of the digits' split."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
 
     def run(self) -> int:
@@ -240,6 +239,8 @@ class Export:
     """For int8: folder with a folder of images for each class; its ranges come from them."""
     count: int = 128
     """For int8: how many of them, half of which judge what was lost."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         if self.checkpoint is None:

@@ -7,7 +7,7 @@ interruption.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tenfold.emo.model import EMO
 from tenfold.emo.networks import make_network, parameter_count
 from tenfold.emo.profiles import DenseProfile, Profile
 from tenfold.emo.training import Trained, train
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.comparison import load_reported
 from tenfold.shared.logging import get_logger, progress
 from tenfold.shared.parallel import JobPool, available_cores
@@ -256,11 +256,3 @@ def printed_networks() -> dict[str, tuple[float, float, float]]:
         for name, found in printed.items()
         if all(metric in found for metric in needed)
     }
-
-
-@cache
-def launch_fabric(config: AcceleratorConfig) -> Fabric:
-    """A Fabric, launched once in a process."""
-    fabric = make_fabric(config)
-    fabric.launch()
-    return fabric

@@ -35,7 +35,7 @@ from tenfold.emo.recipe import (
     parameter_groups,
 )
 from tenfold.emo.teacher import Teacher, load_teacher
-from tenfold.shared.accelerator import maybe_compile
+from tenfold.shared.accelerator import fuses_clipped, maybe_compile
 from tenfold.shared.logging import TenfoldError, get_logger
 from tenfold.shared.runs import Run
 from tenfold.shared.seeding import seed_everything
@@ -194,7 +194,8 @@ class Trainer:
             {"params": group["params"], "weight_decay": group["weight_decay"]}
             for group in parameter_groups(self.plain_network, config.weight_decay)
         ]
-        self.plain_optimizer = AdamW(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        fused = fuses_clipped(fabric)
+        self.plain_optimizer = AdamW(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=fused)
         self.network, self.optimizer = fabric.setup(
             maybe_compile(self.plain_network, compile_network), self.plain_optimizer
         )

@@ -14,15 +14,16 @@ import tyro
 
 from tenfold.gfkd.backends import Backend
 from tenfold.gfkd.checkpoints import load_model, read_fake_graphs, read_graphs
-from tenfold.gfkd.config import PROFILES, GenerationConfig, Profile, TrainingConfig
+from tenfold.gfkd.config import GenerationConfig, TrainingConfig
 from tenfold.gfkd.data import write_gin_text
 from tenfold.gfkd.evaluation import accuracy, predict
 from tenfold.gfkd.experiments import PAPER, Split, Suite, load_split, reproduce
 from tenfold.gfkd.generation import GENERATION_METHODS, GraphGenerator, chunk_seed, chunk_sizes
 from tenfold.gfkd.graphs import concatenate
 from tenfold.gfkd.models import GraphClassifier, build_model
+from tenfold.gfkd.profiles import PROFILES, Profile
 from tenfold.gfkd.training import artifact, fit, labels_and_loss, teacher_and_loss
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, progress, set_quiet
 from tenfold.shared.runs import Run, RunKey, plain, save_atomically
@@ -43,27 +44,29 @@ class DataArguments:
     split_seed: int = 29
     """Seed of the 70 / 30 split."""
     download: bool = False
-    """Fetch a missing set from the TUDataset collection."""
+    """Fetch what is missing and can be fetched: a set of the TUDataset collection."""
 
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run a profile's suite, compare it with the paper, and fail if a claim does not hold."""
+    """Run a profile's suite, compare it with printed numbers, and fail if a claim does not hold."""
 
     profile: str = "quick"
     """Which suite; `--profile list` prints them."""
     seeds: tuple[int, ...] | None = None
     """Generation seeds instead of the profile's."""
+    methods: tuple[str, ...] | None = None
+    """Some of the profile's methods, by name."""
     output: Path = Path("runs")
     """Directory of all runs."""
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     download: bool = False
-    """Fetch missing sets from the TUDataset collection."""
+    """Fetch what is missing and can be fetched: sets of the TUDataset collection."""
     force: bool = False
     """Repeat runs that are finished."""
     workers: int | None = None
-    """Processes that share the runs; by default one for each CPU core, eight at the most."""
+    """Processes that share the runs; by default one for each CPU core, eight at the most; a GPU they share."""
     accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 15.0
     """Time between two checkpoints of a run."""
@@ -73,7 +76,14 @@ class Reproduce:
     def run(self) -> int:
         profile = _profile(self.profile)
         if self.seeds is not None:
+            if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+                raise TenfoldError("give --seeds at least one number, each once")
             profile = replace(profile, seeds=self.seeds)
+        if self.methods is not None:
+            known = profile.all_methods()
+            if not self.methods or set(self.methods) - set(known):
+                raise TenfoldError(f"--methods takes some of {', '.join(known)}")
+            profile = profile.only(self.methods)
         suite = Suite(
             self.profile,
             profile,
@@ -89,7 +99,7 @@ class Reproduce:
             return 0
         metrics = ("test_accuracy", "best_test_accuracy", "final_loss")
         verdicts = print_comparison(load_reported("tenfold.gfkd"), results, self.profile, metrics)
-        failed = [verdict.claim.id for verdict in verdicts if not verdict.holds]
+        failed = [verdict.claim.id for verdict in verdicts if verdict.holds is False]
         if failed:
             logger.error("claims that do not hold: %s", ", ".join(failed))
         return 1 if failed else 0
@@ -110,6 +120,8 @@ class Train:
     output: Path = Path("runs")
     """Directory of all runs."""
     accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
+    checkpoint_seconds: float = 15.0
+    """Time between two checkpoints."""
     quiet: Quiet = False
     """Only warnings and errors."""
 
@@ -142,6 +154,8 @@ class Distill:
     output: Path = Path("runs")
     """Directory of all runs."""
     accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
+    checkpoint_seconds: float = 15.0
+    """Time between two checkpoints."""
     quiet: Quiet = False
     """Only warnings and errors."""
 
@@ -156,7 +170,7 @@ class Generate:
 
     teacher: Path
     """model.pt of a run, or a released .pth file."""
-    to: Path = Path("graphs.pt")
+    output: Path = Path("graphs.pt")
     """File to write the fake graphs to."""
     method: Literal["GFKD", "DeepInvG", "RandG"] = "GFKD"
     """What is learned: features and structure, features only, or nothing."""
@@ -175,7 +189,7 @@ class Generate:
     def run(self) -> int:
         if self.generation.num_graphs is None:
             raise TenfoldError("say how many fake graphs to make: --num-graphs 131")
-        device = make_fabric(AcceleratorConfig(device=self.device)).device
+        device = launch_fabric(AcceleratorConfig(device=self.device)).device
         network, known_degrees = load_model(self.teacher, self.teacher_model)
         if self.generation.features == "degree" and known_degrees is None:
             raise TenfoldError("this teacher reads node tags; degree features need one trained on degrees")
@@ -198,10 +212,10 @@ class Generate:
                 generator.step()
             losses.append(float(generator.current_loss()))
             parts.append(generator.graphs(seed))
-        self.to.parent.mkdir(parents=True, exist_ok=True)
-        save_atomically(self.to, concatenate(parts).state_dict())
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        save_atomically(self.output, concatenate(parts).state_dict())
         final = sum(losses) / len(losses)
-        logger.info("%d fake graphs in %s, objective %.3f", self.generation.num_graphs, self.to, final)
+        logger.info("%d fake graphs in %s, objective %.3f", self.generation.num_graphs, self.output, final)
         return 0
 
 
@@ -234,28 +248,30 @@ class Export:
 
     graphs: Path
     """graphs.pt of a run."""
-    to: Path
+    output: Path
     """File to write."""
     format: Literal["gin", "pyg", "dgl"] = "gin"
     """gin: compact text; pyg: torch_geometric data list (torch.save); dgl: DGL's binary format."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         graphs = read_graphs(self.graphs)
-        self.to.parent.mkdir(parents=True, exist_ok=True)
+        self.output.parent.mkdir(parents=True, exist_ok=True)
         if self.format == "gin":
             if graphs.nodes.is_floating_point():
                 raise TenfoldError(
                     "the GIN text format holds node classes only; export these graphs with --format pyg"
                 )
-            write_gin_text(graphs, self.to)
+            write_gin_text(graphs, self.output)
         elif self.format == "pyg":
-            torch.save(graphs.to_pyg(), self.to)
+            torch.save(graphs.to_pyg(), self.output)
         else:
             dgl_graphs = graphs.to_dgl()
             import dgl
 
-            dgl.save_graphs(str(self.to), dgl_graphs, {"labels": graphs.labels})
-        logger.info("%d graphs in %s", len(graphs), self.to)
+            dgl.save_graphs(str(self.output), dgl_graphs, {"labels": graphs.labels})
+        logger.info("%d graphs in %s", len(graphs), self.output)
         return 0
 
 
@@ -328,8 +344,7 @@ def _train_one(
 ) -> int:
     """Train one network on labels, or on a teacher's logits, with a run record of its own."""
     data, training = arguments.data, arguments.training
-    fabric = make_fabric(arguments.accelerator)
-    fabric.launch()
+    fabric = launch_fabric(arguments.accelerator)
     split = load_split(data.dataset, data.split_seed, _data_root(data.data_root), data.download)
     train = split.train
     if graphs is not None:
@@ -355,7 +370,13 @@ def _train_one(
     key = RunKey(
         PAPER, "single", name, arguments.seed, split.dataset.name, f"{arguments.model} single", method
     )
-    run = Run(arguments.output, key, config, is_writer=fabric.is_global_zero)
+    run = Run(
+        arguments.output,
+        key,
+        config,
+        checkpoint_seconds=arguments.checkpoint_seconds,
+        is_writer=fabric.is_global_zero,
+    )
     with run:
         network, fitted = fit(
             lambda: build_model(arguments.model, train.num_features, train.num_classes),

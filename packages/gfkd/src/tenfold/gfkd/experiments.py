@@ -18,14 +18,15 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from tenfold.gfkd.checkpoints import load_model, read_graphs
-from tenfold.gfkd.config import GenerationConfig, Profile, TrainingConfig
+from tenfold.gfkd.config import GenerationConfig, TrainingConfig
 from tenfold.gfkd.data import DATASETS, Dataset, load_dataset, split_indices
 from tenfold.gfkd.evaluation import agreement, predict
 from tenfold.gfkd.generation import GENERATION_METHODS, Learned
 from tenfold.gfkd.graphs import GraphSet
 from tenfold.gfkd.models import GraphClassifier, build_model
+from tenfold.gfkd.profiles import Profile
 from tenfold.gfkd.training import artifact, fit, labels_and_loss, teacher_and_loss
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.logging import get_logger, progress
 from tenfold.shared.parallel import JobPool, available_cores
 from tenfold.shared.runs import Run, RunKey, plain
@@ -93,7 +94,7 @@ class Suite:
     @property
     def fabric(self) -> Fabric:
         """The Fabric of this process, launched."""
-        return _launched(self.accelerator)
+        return launch_fabric(self.accelerator)
 
     def split(self, dataset: str) -> Split:
         """A data set of the profile, on the CPU."""
@@ -181,7 +182,7 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
     on_cpu = suite.fabric.device.type == "cpu"
     if on_cpu:
         torch.set_num_threads(1)
-    if suite.accelerator.devices * suite.accelerator.nodes > 1:
+    if suite.fabric.world_size > 1:
         workers = 1
     stages = all_jobs(suite, seeds_together=not on_cpu)
     if suite.force and suite.fabric.is_global_zero:
@@ -201,7 +202,7 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
 def all_jobs(suite: Suite, seeds_together: bool) -> list[list[Job]]:
     """The stages of a suite and their jobs, those that take longest first."""
     profile = suite.profile
-    methods = [*profile.methods, *(name for name, _ in profile.ablations)]
+    methods = profile.all_methods()
     generated = [m for m in reversed(methods) if m in GENERATION_METHODS or m in dict(profile.ablations)]
     seed_groups = [profile.seeds] if seeds_together else [(seed,) for seed in profile.seeds]
     teachers = [(d, t) for d in profile.datasets for t in dict.fromkeys(pair[0] for pair in profile.pairs)]
@@ -337,13 +338,6 @@ def load_split(name: str, seed: int, root: Path | None, download: bool = False) 
     dataset = load_dataset(name, root, download=download)
     train, test = split_indices(len(dataset.graphs), seed)
     return Split(dataset, dataset.graphs.select(train), dataset.graphs.select(test))
-
-
-@cache
-def _launched(config: AcceleratorConfig) -> Fabric:
-    fabric = make_fabric(config)
-    fabric.launch()
-    return fabric
 
 
 def _finish(

@@ -78,7 +78,7 @@ class Reproduce:
     imagenet_weights: Path | None = None
     """torchvision's file of the backbone's ImageNet weights; by default the one in torch's cache."""
     download: bool = False
-    """Fetch ImageNet weights that are missing."""
+    """Fetch what is missing and can be fetched: ImageNet weights."""
     force: bool = False
     """Repeat runs that are finished."""
     workers: int | None = None
@@ -175,7 +175,7 @@ class Train:
     imagenet_weights: Path | None = None
     """torchvision's file of the backbone's ImageNet weights; by default the one in torch's cache."""
     download: bool = False
-    """Fetch ImageNet weights that are missing."""
+    """Fetch what is missing and can be fetched: ImageNet weights."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 15.0
     """Time between two checkpoints; they are written between epochs."""
@@ -365,6 +365,8 @@ class Export:
     """File to write."""
     checkpoint: Path | None = None
     """model.pt of a run; by default the package's own network."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         export_onnx(Scorer.load(self.checkpoint, launch_fabric(AcceleratorConfig(device="cpu"))), self.output)

@@ -5,7 +5,7 @@ Shot Instance Segmentation. TPAMI 2024, arXiv 2301.01156.
 """
 
 from tenfold.reft.batches import Batch, Supports
-from tenfold.reft.checkpoints import load_released_state_dict
+from tenfold.reft.checkpoints import load_official_state_dict
 from tenfold.reft.class_split import COCO_NOVEL, ClassSplit, coco_split
 from tenfold.reft.classifiers import CosineClassifier
 from tenfold.reft.config import (
@@ -22,6 +22,7 @@ from tenfold.reft.few_shot_sampling import sample_k_shots
 from tenfold.reft.inference import instance_inference
 from tenfold.reft.losses import set_losses
 from tenfold.reft.model import RefT
+from tenfold.reft.official_files import read_released
 from tenfold.reft.references import (
     FeatureReference,
     QueryReference,
@@ -29,7 +30,6 @@ from tenfold.reft.references import (
     class_centres,
     masked_average_pool,
 )
-from tenfold.reft.released_files import read_released
 
 __all__ = [
     "COCO_NOVEL",
@@ -53,7 +53,7 @@ __all__ = [
     "evaluate",
     "few_shot_metrics",
     "instance_inference",
-    "load_released_state_dict",
+    "load_official_state_dict",
     "masked_average_pool",
     "read_released",
     "sample_k_shots",

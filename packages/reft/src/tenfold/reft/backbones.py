@@ -20,7 +20,7 @@ from tenfold.reft.checkpoints import (
     load_network_state,
 )
 from tenfold.reft.config import BackboneName
-from tenfold.reft.released_files import read_released
+from tenfold.reft.official_files import read_released
 from tenfold.shared.logging import TenfoldError
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")

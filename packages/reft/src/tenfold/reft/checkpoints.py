@@ -217,7 +217,7 @@ def _new_key(key: str, rules: _Rules) -> str | None:
 # -- networks ------------------------------------------------------------------------------------------------
 
 
-def load_released_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+def load_official_state_dict(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Put a released Mask2Former into a network; its references stay as they are.
 
     A state dict without ``backbone.*`` is one of a head: the network's backbone stays as it is, which is logged.

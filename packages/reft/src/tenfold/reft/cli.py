@@ -24,13 +24,12 @@ from tenfold.reft.config import (
     TrainConfig,
 )
 from tenfold.reft.experiments import do, judge, reproduce
-from tenfold.reft.file_commands import Compose, Convert, Sample, Segment
+from tenfold.reft.file_commands import Accelerator, Compose, Convert, ReftAccelerator, Sample, Segment
 from tenfold.reft.network_files import load_network, load_released
 from tenfold.reft.profiles import FEW_SHOT, PROFILES, few_shot_recipe
 from tenfold.reft.sources import OwnData
 from tenfold.reft.suite_runs import MAIN_METRICS, BaseJob, FewShotJob, Suite, with_seeds
 from tenfold.reft.suites import BaseStage, Method, Profile
-from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
 from tenfold.shared.runs import write_json
@@ -38,7 +37,6 @@ from tenfold.shared.runs import write_json
 logger = get_logger("reft")
 
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
-Accelerator = Annotated[AcceleratorConfig, tyro.conf.arg(name="")]  # --device, not --accelerator.device
 SINGLE = "single"
 
 
@@ -67,14 +65,14 @@ class Reproduce:
     imagenet_weights: Path | None = None
     """File of the backbone's ImageNet weights; by default the one in the library's cache."""
     download: bool = False
-    """Fetch ImageNet weights that are missing."""
+    """Fetch what is missing and can be fetched: ImageNet weights."""
     force: bool = False
     """Repeat runs that are finished."""
     workers: int | None = None
     """Processes that share the runs; by default one for each CPU core, eight at the most, and one on a GPU."""
-    accelerator: Accelerator = field(default_factory=AcceleratorConfig)
-    checkpoint_seconds: float = 0.0
-    """Time between two checkpoints of a run; 0 is the profile's."""
+    accelerator: Accelerator = field(default_factory=ReftAccelerator)
+    checkpoint_seconds: float | None = None
+    """Time between two checkpoints of a run, by default the profile's."""
     quiet: Quiet = False
     """Only warnings, errors and the final tables."""
 
@@ -93,7 +91,9 @@ class Reproduce:
             self.imagenet_weights,
             download=self.download,
             force=self.force,
-            checkpoint_seconds=self.checkpoint_seconds or profile.checkpoint_seconds,
+            checkpoint_seconds=(
+                profile.checkpoint_seconds if self.checkpoint_seconds is None else self.checkpoint_seconds
+            ),
             accelerator=self.accelerator,
         )
         results = reproduce(suite, self.workers, self.quiet)
@@ -155,7 +155,7 @@ class Train:
     own: OwnData = field(default_factory=OwnData)
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = 0
-    """Of fresh weights, order, augmentation, supports and points."""
+    """Seed of fresh weights, order, augmentation, supports and points."""
     pretrained: bool = True
     """Begin with ImageNet's weights in the backbone."""
     base_shots: int = 10
@@ -167,8 +167,8 @@ class Train:
     imagenet_weights: Path | None = None
     """File of the backbone's ImageNet weights; by default the one in the library's cache."""
     download: bool = False
-    """Fetch ImageNet weights that are missing."""
-    accelerator: Accelerator = field(default_factory=AcceleratorConfig)
+    """Fetch what is missing and can be fetched: ImageNet weights."""
+    accelerator: Accelerator = field(default_factory=ReftAccelerator)
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints."""
     quiet: Quiet = False
@@ -224,7 +224,7 @@ class Finetune:
     shots: int = 10
     """Of each class."""
     seed: int = 0
-    """Of shots, new rows and fine-tuning."""
+    """Seed of shots, new rows and fine-tuning."""
     steps: int = 0
     """Updates; 0 is the recipe's."""
     batch_size: int = 0
@@ -248,7 +248,7 @@ class Finetune:
     """Directory of all runs."""
     data_root: Path | None = None
     """Folder with data sets; by default $TENFOLD_DATA, else ./data."""
-    accelerator: Accelerator = field(default_factory=AcceleratorConfig)
+    accelerator: Accelerator = field(default_factory=ReftAccelerator)
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints."""
     quiet: Quiet = False
@@ -320,10 +320,10 @@ class Evaluate:
     data_root: Path | None = None
     """Folder with data sets; by default $TENFOLD_DATA, else ./data."""
     output: Path = Path("runs")
-    """Where digits are composed."""
+    """Directory of all runs, used for composed digits alone; what is found goes to --results."""
     results: Path | None = None
     """File for the detections: a list in COCO's form, under "detections"."""
-    accelerator: Accelerator = field(default_factory=AcceleratorConfig)
+    accelerator: Accelerator = field(default_factory=ReftAccelerator)
 
     def run(self) -> int:
         stored = (

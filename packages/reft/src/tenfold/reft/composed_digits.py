@@ -85,7 +85,7 @@ class ComposeConfig:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of the few-shot sets."""
     seed: int = 0
-    """Of everything else."""
+    """Seed of everything else."""
 
     def __post_init__(self) -> None:
         low, high = self.digit_size

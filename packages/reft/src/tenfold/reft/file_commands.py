@@ -17,17 +17,27 @@ from tenfold.reft.config import SHOTS, BackboneName, LossConfig, TrainConfig
 from tenfold.reft.few_shot_sampling import few_shot_annotations, manifest, sample_k_shots
 from tenfold.reft.figures import draw_masks
 from tenfold.reft.network_files import StoredNetwork, load_network, load_released
-from tenfold.reft.released_files import read_released
+from tenfold.reft.official_files import read_released
 from tenfold.reft.segmenting import Segmenter, as_coco, learn_classes, read_support_folder
-from tenfold.reft.suite_runs import PAPER, launch_fabric
-from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.reft.suite_runs import PAPER
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.logging import TenfoldError, get_logger
 from tenfold.shared.runs import Run, RunKey, replaced, save_atomically, write_json
 
 logger = get_logger("reft")
 
-Accelerator = Annotated[AcceleratorConfig, tyro.conf.arg(name="")]  # --device, not --accelerator.device
 Quiet = Annotated[bool, tyro.conf.arg(aliases=["-q"])]
+
+
+@dataclass(frozen=True)
+class ReftAccelerator(AcceleratorConfig):
+    """Where and how to compute."""
+
+    compile: bool = False
+    """Compile the backbone with torch.compile, and nothing else."""
+
+
+Accelerator = Annotated[ReftAccelerator, tyro.conf.arg(name="")]  # --device, not --accelerator.device
 
 
 @dataclass(frozen=True)
@@ -48,14 +58,14 @@ class Segment:
     num_points: int = 4096
     """Points at which masks are compared."""
     seed: int = 0
-    """Of new rows and fine-tuning."""
+    """Seed of new rows and fine-tuning."""
     threshold: float = 0.5
     """Least score of what is written and drawn."""
     output: Path = Path("segmented")
     """Folder for a picture of each image, and detections.json."""
     save: Path | None = None
     """File for the network with its new classes and their support cache."""
-    accelerator: Accelerator = field(default_factory=AcceleratorConfig)
+    accelerator: Accelerator = field(default_factory=ReftAccelerator)
     quiet: Quiet = False
     """Only warnings and errors."""
 
@@ -137,6 +147,8 @@ class Compose:
     output: Path
     """Folder to make."""
     config: Annotated[ComposeConfig, tyro.conf.arg(name="")] = field(default_factory=ComposeConfig)
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         digits = compose(self.config, self.output)
@@ -155,7 +167,7 @@ class Sample:
     shots: int = 10
     """K, one of --ladder."""
     seed: int = 1
-    """Of Python's generator."""
+    """Seed of Python's generator."""
     ladder: tuple[int, ...] = SHOTS
     """Values of K that are drawn one after another; classes share the random numbers, so another ladder, like other
     --classes, gives other shots."""
@@ -163,6 +175,8 @@ class Sample:
     """Numbers of the categories that are drawn; by default all, in ascending order."""
     only: tuple[int, ...] = ()
     """Numbers of the categories that are written; by default all that are drawn."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         coco = load_annotations(self.annotations)
@@ -198,6 +212,8 @@ class Convert:
     """Of the file."""
     allow_leak: bool = False
     """Take weights that know all 80 classes of COCO: they have seen every novel class with full supervision."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         check_no_leak(released_classes(read_released(self.released)), self.allow_leak)

@@ -8,12 +8,12 @@ from typing import Any
 
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
-from tenfold.reft.checkpoints import load_network_state, load_released_state_dict, released_classes
+from tenfold.reft.checkpoints import load_network_state, load_official_state_dict, released_classes
 from tenfold.reft.composed_digits import ComposeConfig
 from tenfold.reft.config import BackboneName, DataConfig, NetworkConfig
 from tenfold.reft.model import RefT
+from tenfold.reft.official_files import read_released
 from tenfold.reft.references import References
-from tenfold.reft.released_files import read_released
 from tenfold.reft.suites import OFF
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import load_checkpoint, plain
@@ -109,6 +109,6 @@ def load_released(path: Path, backbone: BackboneName) -> StoredNetwork:
             "give a file of that task"
         )
     network = RefT(NetworkConfig(backbone=backbone), OFF, len(known)).freeze_batch_norm()
-    load_released_state_dict(network, weights)
+    load_official_state_dict(network, weights)
     numbers, names = zip(*known, strict=True)
     return StoredNetwork(network, None, numbers, names, DataConfig(), None)

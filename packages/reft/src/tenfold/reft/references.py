@@ -1,6 +1,6 @@
 """The two uses of support examples: class centres that weigh features, and support queries that are linked.
 
-The paper's formulas could not be had; these are the readings of the README's fidelity table.
+The paper's formulas could not be had; these are the readings of the README's table of decisions.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from tenfold.reft.inference import TOP_K
 from tenfold.reft.sources import OwnData, Source
 from tenfold.reft.suites import Method, Profile
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import Run, RunKey, config_hash, plain
 
@@ -226,14 +226,6 @@ def folder_digest(folder: Path) -> str:
 def open_source(*arguments: Any) -> Source:
     """A :class:`Source`, made once in a process."""
     return Source(*arguments)
-
-
-@cache
-def launch_fabric(config: AcceleratorConfig) -> Fabric:
-    """A Fabric, launched once in a process."""
-    fabric = make_fabric(config)
-    fabric.launch()
-    return fabric
 
 
 def with_seeds(profile: Profile, seeds: tuple[int, ...]) -> Profile:

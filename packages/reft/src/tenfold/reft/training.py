@@ -24,7 +24,7 @@ from tenfold.reft.losses import set_losses
 from tenfold.reft.mask2former import Predictions
 from tenfold.reft.model import RefT
 from tenfold.reft.references import References
-from tenfold.shared.accelerator import channels_last
+from tenfold.shared.accelerator import channels_last, fuses_clipped
 from tenfold.shared.logging import TenfoldError, progress
 from tenfold.shared.runs import Run
 
@@ -220,7 +220,7 @@ class Trainer:
         distill = None if teacher is None else teacher.config
         self.network = network
         objective = Objective(network, losses, base_references, distill, num_base)
-        self.optimizer: Optimizer = AdamW(parameter_groups(network, recipe), fused=True)
+        self.optimizer: Optimizer = AdamW(parameter_groups(network, recipe), fused=fuses_clipped(fabric))
         self.scheduler = make_schedule(self.optimizer, recipe)
         if compile_network:
             network.model.pixel_level_module.encoder.compile()

@@ -16,15 +16,16 @@ from lightning_fabric import Fabric
 from tenfold.reliant.backends import Backend
 from tenfold.reliant.batches import FullBatches, NodeBatch
 from tenfold.reliant.checkpoints import load_network, student_artifact, teacher_artifact, teacher_output
-from tenfold.reliant.config import FRAMEWORKS, PROFILES, DistillationConfig, Profile, TeacherConfig
+from tenfold.reliant.config import FRAMEWORKS, DistillationConfig, TeacherConfig
 from tenfold.reliant.datasets import DATASETS, load_dataset, store_similarity_graph
 from tenfold.reliant.experiments import PAPER, Suite, degenerate_runs, finish, reproduce
 from tenfold.reliant.fairness_metrics import evaluate_predictions
 from tenfold.reliant.graphs import FairGraph
 from tenfold.reliant.label_propagation import LabelPropagationStudent
 from tenfold.reliant.node_output import NodeOutput, as_node_output
+from tenfold.reliant.profiles import PROFILES, Profile
 from tenfold.reliant.training import all_metrics, distill, predict, train_teacher
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
 from tenfold.shared.runs import Run, RunKey, config_hash, plain
@@ -59,12 +60,14 @@ class DataArguments:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run a profile's suite, compare it with the paper, and fail if a claim does not hold."""
+    """Run a profile's suite, compare it with printed numbers, and fail if a claim does not hold."""
 
     profile: str = "quick"
     """Which suite; `--profile list` prints them."""
     seeds: tuple[int, ...] | None = None
     """Seeds instead of the profile's."""
+    methods: tuple[str, ...] | None = None
+    """Some of the profile's methods, by name."""
     output: Path = Path("runs")
     """Directory of all runs."""
     data_root: Path | None = None
@@ -74,7 +77,7 @@ class Reproduce:
     force: bool = False
     """Repeat runs that are finished."""
     workers: int | None = None
-    """Processes that share the runs; by default one for each CPU core, eight at the most."""
+    """Processes that share the runs; by default one for each CPU core, eight at the most; a GPU they share."""
     accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 15.0
     """Time between two checkpoints of a run."""
@@ -87,6 +90,11 @@ class Reproduce:
             if not self.seeds or len(set(self.seeds)) < len(self.seeds):
                 raise TenfoldError("give --seeds at least one number, each once")
             profile = replace(profile, seeds=self.seeds)
+        if self.methods is not None:
+            known = profile.all_methods()
+            if not self.methods or set(self.methods) - set(known):
+                raise TenfoldError(f"--methods takes some of {', '.join(known)}")
+            profile = profile.only(self.methods)
         suite = Suite(
             self.profile,
             profile,
@@ -102,7 +110,7 @@ class Reproduce:
             return 0
         metrics = ("accuracy", "delta_sp", "delta_eo", "positive_rate")
         verdicts = print_comparison(load_reported("tenfold.reliant"), results, self.profile, metrics)
-        failed = [verdict.claim.id for verdict in verdicts if not verdict.holds]
+        failed = [verdict.claim.id for verdict in verdicts if verdict.holds is False]
         if failed:
             logger.error("claims that do not hold: %s", ", ".join(failed))
         claimed = {method for verdict in verdicts for method in (verdict.claim.better, verdict.claim.worse)}
@@ -127,13 +135,14 @@ class Train:
     output: Path = Path("runs")
     """Directory of all runs."""
     accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
+    checkpoint_seconds: float = 15.0
+    """Time between two checkpoints."""
     quiet: Quiet = False
     """Only warnings and errors."""
 
     def run(self) -> int:
         graph = self.data.load()
-        fabric = make_fabric(self.accelerator)
-        fabric.launch()
+        fabric = launch_fabric(self.accelerator)
         config = {"graph": graph.digest(), "teacher": plain(self.teacher), "backend": self.backend}
         setting = f"{self.teacher.kind} single"
         run = _single_run(self, graph, f"{self.teacher.kind}-teacher", setting, "Teacher", config, fabric)
@@ -167,6 +176,8 @@ class Distill:
     output: Path = Path("runs")
     """Directory of all runs."""
     accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
+    checkpoint_seconds: float = 15.0
+    """Time between two checkpoints."""
     quiet: Quiet = False
     """Only warnings and errors."""
 
@@ -175,8 +186,7 @@ class Distill:
         if self.teacher is None and student.learn_from == "teacher":
             raise TenfoldError("name the teacher's model.pt with --teacher, or add --learn-from labels")
         teacher: NodeOutput | None = None if self.teacher is None else teacher_output(self.teacher, graph)
-        fabric = make_fabric(self.accelerator)
-        fabric.launch()
+        fabric = launch_fabric(self.accelerator)
         config = {
             "graph": graph.digest(),
             "teacher": None if self.teacher is None else sha256(self.teacher.read_bytes()).hexdigest(),
@@ -245,7 +255,9 @@ class BuildGraph:
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     download: bool = False
-    """Fetch the table where it is missing."""
+    """Fetch what is missing and can be fetched: the table."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         path = store_similarity_graph(self.dataset, _data_root(self.data_root), self.download)
@@ -259,6 +271,8 @@ class Datasets:
 
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         for name in DATASETS:
@@ -326,7 +340,13 @@ def _single_run(
     """The record of one training; other settings have a directory of their own."""
     unique = f"{graph.name}-{name}-{config_hash(config)[:8]}"
     key = RunKey(PAPER, "single", unique, command.seed, graph.name, setting, method)
-    return Run(command.output, key, config, is_writer=fabric.is_global_zero)
+    return Run(
+        command.output,
+        key,
+        config,
+        checkpoint_seconds=command.checkpoint_seconds,
+        is_writer=fabric.is_global_zero,
+    )
 
 
 def _method_name(student: DistillationConfig) -> str:

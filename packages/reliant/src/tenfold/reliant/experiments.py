@@ -21,15 +21,16 @@ from lightning_fabric import Fabric
 
 from tenfold.reliant.bias import Objective
 from tenfold.reliant.checkpoints import student_artifact, teacher_artifact, teacher_output
-from tenfold.reliant.config import Profile, Protocol
+from tenfold.reliant.config import Protocol
 from tenfold.reliant.datasets import load_dataset
 from tenfold.reliant.fairness_metrics import is_degenerate
 from tenfold.reliant.figures import draw_sweep, draw_trade_off
 from tenfold.reliant.graphs import FairGraph
+from tenfold.reliant.profiles import Profile
 from tenfold.reliant.teachers import TeacherKind
 from tenfold.reliant.training import Trained, all_metrics, distill, train_teacher
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
-from tenfold.shared.logging import get_logger, progress
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
+from tenfold.shared.logging import TenfoldError, get_logger, progress
 from tenfold.shared.parallel import JobPool, available_cores
 from tenfold.shared.runs import Run, RunKey, plain
 
@@ -90,7 +91,7 @@ class Suite:
     @property
     def fabric(self) -> Fabric:
         """The Fabric of this process, launched."""
-        return _launched(self.accelerator)
+        return launch_fabric(self.accelerator)
 
     def graph(self, dataset: str) -> FairGraph:
         """A data set of the profile, on the CPU."""
@@ -152,11 +153,17 @@ def reproduce(suite: Suite, workers: int | None = 1, quiet: bool = False) -> lis
 
     Returns:
         The results of all runs, finished before or now.
+
+    Raises:
+        TenfoldError: several processes were started together, but the suites train on whole graphs.
     """
     if suite.fabric.device.type == "cpu":
         torch.set_num_threads(1)
     if suite.fabric.world_size > 1:
-        workers = 1
+        raise TenfoldError(
+            "every run of the suites trains on a whole graph, in one process: leave out --devices and torchrun, and "
+            "share the runs among processes with --workers"
+        )
     stages = all_jobs(suite)
     for dataset in suite.profile.datasets:  # a missing data set is said before anything is done
         suite.graph(dataset)
@@ -319,10 +326,3 @@ def finish(run: Run, metrics: dict[str, float], trained: Trained, started: float
 @cache
 def _load_graph(name: str, root: Path | None, download: bool) -> FairGraph:
     return load_dataset(name, root, download)
-
-
-@cache
-def _launched(config: AcceleratorConfig) -> Fabric:
-    fabric = make_fabric(config)
-    fabric.launch()
-    return fabric

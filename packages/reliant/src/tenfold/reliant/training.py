@@ -344,8 +344,8 @@ def make_batches(
         return SampledBatches(graph, sampling.fanout, sampling.batch_size, seed, fabric, backend)
     if fabric.world_size > 1:
         raise TenfoldError(
-            "full-batch training runs on one device; leave --devices out, or train and distill on sampled "
-            "neighbourhoods with --batch-size"
+            "full-batch training runs on one device; leave out --devices and torchrun, or train and distill "
+            "on sampled neighbourhoods with --batch-size"
         )
     return FullBatches(graph.to(fabric.device), backend)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tenfold.shared.accelerator import AcceleratorConfig
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.comparison import load_reported, print_comparison
 from tenfold.shared.logging import TenfoldError, errors_in_one_line, get_logger, set_quiet
 from tenfold.shared.runs import Run, RunKey, config_hash, plain, save_atomically
@@ -29,7 +29,6 @@ from tenfold.tinymim.experiments import (
     artifact,
     file_digest,
     finish_pretraining,
-    launch_fabric,
     reproduce,
 )
 from tenfold.tinymim.network_files import check_same_outputs, load_classifier, load_network
@@ -176,13 +175,13 @@ class Pretrain:
     head_policy: HeadPolicy = "student"
     """Read the teacher's target block with the student's heads, or with those that it was trained with."""
     seed: int = 0
-    """Of weights, order, crops, masks and stochastic depth."""
+    """Seed of weights, order, crops, masks and stochastic depth."""
     output: Path = Path("runs")
     """Directory of all runs."""
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     download: bool = False
-    """Fetch data or a teacher that is missing."""
+    """Fetch what is missing and can be fetched."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints; they are written after an epoch."""
@@ -255,20 +254,20 @@ class Pretrain:
 class Finetune:
     """Train one classifier with labels, from a pre-trained network or from scratch."""
 
-    weights: Path | None = None
+    checkpoint: Path | None = None
     """model.pt of a pre-training run, or weights of the authors (with --network.name); by default from scratch."""
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(OF_THE_WEIGHTS))
     """The classifier; vit_tiny_patch16 has three heads, its student six."""
     data: DataConfig = field(default_factory=DataConfig)
     train: FinetuneConfig = field(default_factory=FinetuneConfig)
     seed: int = 0
-    """Of new weights, order, crops, stochastic depth and mixed images."""
+    """Seed of new weights, order, crops, stochastic depth and mixed images."""
     output: Path = Path("runs")
     """Directory of all runs."""
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     download: bool = False
-    """Fetch data or a teacher that is missing."""
+    """Fetch what is missing and can be fetched."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints; they are written after an epoch."""
@@ -278,7 +277,7 @@ class Finetune:
     def run(self) -> int:
         fabric = launch_fabric(self.accelerator)
         network = self.chosen_network
-        origin = "from scratch" if self.weights is None else file_digest(self.weights)
+        origin = "from scratch" if self.checkpoint is None else file_digest(self.checkpoint)
         record: dict[str, Any] = {
             "data": plain(self.data),
             "network": None if network is None else plain(network),
@@ -295,8 +294,8 @@ class Finetune:
         with run:
             images = load_images(self.data, fabric, _data_root(self.data_root), self.download)
             weights, known = None, None
-            if self.weights is not None:
-                content = load_file(self.weights)
+            if self.checkpoint is not None:
+                content = load_file(self.checkpoint)
                 weights = unwrapped(content)
                 known = stored_shape(content) if "shape" in content else None
             if self.train.keep_pretrain_heads and known is None:
@@ -383,7 +382,7 @@ class Probe:
     """model.pt of a run."""
     data: DataConfig = field(default_factory=lambda: DataConfig("digits", 24))
     seed: int = 0
-    """Of the linear layer."""
+    """Seed of the linear layer."""
     data_root: Path | None = None
     """Folder with further data; by default $TENFOLD_DATA, else ./data."""
     accelerator: Accelerator = field(default_factory=AcceleratorConfig)
@@ -461,6 +460,8 @@ class Export:
     """The network that other weights are of."""
     format: Literal["official", "timm"] = "official"
     """official, or timm, whose model is checked to give the same outputs."""
+    quiet: Quiet = False
+    """Only warnings and errors."""
 
     def run(self) -> int:
         network = load_network(self.checkpoint, self.model)

@@ -160,7 +160,7 @@ class NetworkConfig:
     """A network by name, or of any shape."""
 
     name: str = ""
-    """One of the paper's; the other fields count only where it is empty. "pretrained" is the network of --weights."""
+    """One of the paper's; the other fields count only where it is empty. "pretrained" is that of --checkpoint."""
     patch_size: int = 4
     """Side of a patch in pixels."""
     embed_dim: int = 64

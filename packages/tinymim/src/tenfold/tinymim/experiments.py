@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.logging import TenfoldError, get_logger, progress
 from tenfold.shared.parallel import JobPool, available_cores
 from tenfold.shared.runs import Run, RunKey, load_checkpoint, plain
@@ -353,7 +353,13 @@ def run_segmentation(suite: Suite, job: SegmentationJob) -> None:
     config = replace(suite.profile.base, backbone_digest=weights_digest(suite.backbone_weights))
     with suite.run(job) as run:
         metrics = train_segmentation(
-            config, job.seed, suite.fabric, run, suite.data_root, suite.backbone_weights
+            config,
+            job.seed,
+            suite.fabric,
+            run,
+            suite.data_root,
+            suite.backbone_weights,
+            compile_network=suite.accelerator.compile,
         )
         logger.info("%s: mIoU %.2f", run.directory.name, metrics["miou"])
         run.finish(metrics)
@@ -397,11 +403,3 @@ def run_comparison(suite: Suite, job: ComparisonJob) -> None:
             ) as path:
                 draw_divergences(divergences, path)
         run.finish(found)
-
-
-@cache
-def launch_fabric(config: AcceleratorConfig) -> Fabric:
-    """A Fabric, launched once in a process."""
-    fabric = make_fabric(config)
-    fabric.launch()
-    return fabric

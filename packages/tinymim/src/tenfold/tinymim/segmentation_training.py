@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from tenfold.shared.accelerator import channels_last
+from tenfold.shared.accelerator import channels_last, maybe_compile
 from tenfold.shared.logging import TenfoldError
 from tenfold.shared.runs import Run
 from tenfold.shared.seeding import make_generator, seed_everything, seed_worker
@@ -252,8 +252,9 @@ def train_segmentation(
     data_root: Path,
     backbone_weights: Path | None = None,
     workers: int = 8,
+    compile_network: bool = False,
 ) -> dict[str, float]:
-    """Train a segmenter on the images in ``ade20k/`` below the data root; ``segmenter.pt`` of the run is its end.
+    """Train a segmenter on the images in ``ade20k/`` below the data root; ``model.pt`` of the run is its end.
 
     Args:
         config: of network and recipe.
@@ -263,6 +264,7 @@ def train_segmentation(
         data_root: folder of all data.
         backbone_weights: of a pre-trained network or a classifier.
         workers: processes that decode images, for each device.
+        compile_network: with torch.compile, for training.
 
     Returns:
         miou, macc and aacc of the last network in per cent.
@@ -274,8 +276,10 @@ def train_segmentation(
     test_set = ADE20K(data_root / FOLDER, "validation", config.num_classes)
     seed_everything(seed)
     segmenter = build_segmenter(config, backbone_weights)
-    metrics = fit_segmenter(segmenter, config, train_set, test_set, seed, fabric, run, workers)
-    run.save_artifact("segmenter.pt", {"model": segmenter.state_dict()})
+    metrics = fit_segmenter(
+        segmenter, config, train_set, test_set, seed, fabric, run, workers, compile_network
+    )
+    run.save_artifact("model.pt", {"model": segmenter.state_dict()})
     return metrics
 
 
@@ -288,6 +292,7 @@ def fit_segmenter(
     fabric: Fabric,
     run: Run,
     workers: int = 8,
+    compile_network: bool = False,
 ) -> dict[str, float]:
     """Train a network that is there; arguments and result as of :func:`train_segmentation`.
 
@@ -303,6 +308,7 @@ def fit_segmenter(
         fabric: launched.
         run: entered.
         workers: for each device.
+        compile_network: with torch.compile, for training.
     """
     recipe = config.recipe
     for data in (train_set, test_set):
@@ -313,7 +319,7 @@ def fit_segmenter(
     groups = segmentation_decay_groups(segmenter, recipe.weight_decay, recipe.layer_decay)
     parameters = optimizer_groups(segmenter, groups.__getitem__)
     plain_optimizer = AdamW(parameters, lr=recipe.lr, betas=recipe.betas, eps=1e-8, fused=True)
-    network, optimizer = fabric.setup(segmenter, plain_optimizer)
+    network, optimizer = fabric.setup(maybe_compile(segmenter, compile_network), plain_optimizer)
     precision, first = fabric.strategy.precision, 0
     state = run.resume()
     if state is not None:
@@ -448,7 +454,7 @@ def evaluate_segmenter(
 
 
 def load_segmenter(config: SegmentationConfig, weights: Mapping[str, Any]) -> Segmenter:
-    """A trained network from the content of a run's ``segmenter.pt``.
+    """A trained network from the content of a run's ``model.pt``.
 
     Raises:
         TenfoldError: it is of another network.

@@ -59,7 +59,7 @@ class Reproduce:
             return 0
         reported = load_reported("tenfold.new_paper")
         verdicts = print_comparison(reported, results, self.profile, ("test_accuracy",))
-        failed = [verdict.claim.id for verdict in verdicts if not verdict.holds]
+        failed = [verdict.claim.id for verdict in verdicts if verdict.holds is False]
         if failed:
             logger.error("claims that do not hold: %s", ", ".join(failed))
         return 1 if failed else 0
