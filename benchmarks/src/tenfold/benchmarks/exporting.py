@@ -54,7 +54,9 @@ def export(page: PaperPage, contents: Contents, form: Format, *, with_missing: b
         return str(table.to_csv(index=False))
     printed = _printed(table, latex=form == "latex")
     if form == "markdown":
-        return str(printed.map(lambda text: text.replace("|", "\\|")).to_markdown(index=False)) + "\n"
+        sides = ["right" if name in NUMBERS else "left" for name in printed.columns]
+        cells = printed.map(lambda text: text.replace("|", "\\|"))
+        return str(cells.to_markdown(index=False, disable_numparse=True, colalign=sides)) + "\n"
     caption = f"{page.paper.name}: {TITLES[contents]}"
     columns = "".join("r" if name in NUMBERS else "l" for name in printed.columns)
     style = printed.style.hide(axis="index").format(escape="latex", subset=_texts(printed))

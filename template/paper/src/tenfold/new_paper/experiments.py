@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from tenfold.new_paper.figures import draw_answers
 from tenfold.new_paper.model import DigitClassifier
 from tenfold.new_paper.profiles import Method, Profile
 from tenfold.new_paper.training import distillation_objective, fit, label_objective
-from tenfold.shared.accelerator import AcceleratorConfig, make_fabric
+from tenfold.shared.accelerator import AcceleratorConfig, launch_fabric
 from tenfold.shared.logging import get_logger, progress
 from tenfold.shared.runs import Run, RunKey, plain
 
@@ -37,12 +36,10 @@ class Suite:
     checkpoint_seconds: float = 15.0
     accelerator: AcceleratorConfig = field(default_factory=AcceleratorConfig)
 
-    @cached_property
+    @property
     def fabric(self) -> Fabric:
         """The Fabric of this process, launched."""
-        fabric = make_fabric(self.accelerator)
-        fabric.launch()
-        return fabric
+        return launch_fabric(self.accelerator)
 
     def run(self, method: Method, seed: int) -> Run:
         """The record of one training; its configuration holds all that decides the outcome."""
