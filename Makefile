@@ -21,15 +21,13 @@ RENDEZVOUS_ID ?= tenfold
 PORT ?= 8000
 # Where reference results are kept, and the folder in it that those of this machine belong to.
 RESULTS ?= benchmarks/results
-HARDWARE ?= $(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr ' A-Z' '-a-z' || true)
-ifeq ($(HARDWARE),)
-HARDWARE := cpu-$(shell getconf _NPROCESSORS_ONLN)-cores
-endif
+GPU = $(shell nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr ' A-Z' '-a-z')
+HARDWARE ?= $(or $(GPU),cpu-$(shell getconf _NPROCESSORS_ONLN)-cores)
 
 # One thread each; two processes on two hyper-threads take half the time of one.
 TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 
-.PHONY: help setup setup-mmdet3d lint format test test-gpu test-mmdet3d wheels new-paper reproduce-all dashboard verify serve bench clean
+.PHONY: help setup setup-mmdet3d lint format test test-gpu test-mmdet3d wheels new-paper reproduce-all dashboard verify serve bench clean FORCE
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9%-]+):.*## (.*)/\1\t\2/' | expand -t 22
@@ -67,15 +65,17 @@ test-mmdet3d: ## tests of CMT's mmdet3d extra, after make setup-mmdet3d
 wheels: ## build every package's wheel into dist/
 	$(UV) build --all-packages --wheel --out-dir dist
 
+reproduce-all: export ARGUMENTS = $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 reproduce-all: ## every built paper, one after another, with one table at the end: PROFILE=quick SEEDS= ARGS=
-	$(RUN) tenfold-benchmarks reproduce $(BUILT) --profile $(PROFILE) --arguments="$(strip $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS))"
+	@test "$(DEVICES) $(NODES)" = "1 1" || { echo "DEVICES and NODES go with one paper: make reproduce-gfkd DEVICES=$(DEVICES)" >&2; exit 2; }
+	$(RUN) tenfold-benchmarks reproduce $(BUILT) --profile $(PROFILE) --arguments="$$ARGUMENTS"
 
 SEVERAL_NODES = $(filter-out 1,$(NODES))
 MEET_AT = --nnodes $(NODES) --rdzv-backend c10d --rdzv-endpoint $(MASTER) --rdzv-id $(RENDEZVOUS_ID)
 TORCHRUN = torchrun --nproc-per-node $(DEVICES) $(if $(SEVERAL_NODES),$(MEET_AT),--standalone)
 START = $(if $(filter-out 1,$(DEVICES) $(NODES)),$(TORCHRUN) -m tenfold.$(subst -,_,$*),tenfold-$*)
 
-reproduce-%: ## one paper's suite: PROFILE=quick SEEDS="0 1 2" ARGS="--device cpu" DEVICES=4 NODES=2 MASTER=host:29400
+reproduce-%: FORCE ## one paper's suite: PROFILE=quick SEEDS="0 1 2" ARGS="--device cpu" DEVICES=4 NODES=2 MASTER=host:29400
 	@case " $(BUILT) " in *" $* "*) ;; *) echo "no paper '$*' here; built so far: $(BUILT)" >&2; exit 2;; esac
 	@$(if $(SEVERAL_NODES),test -n "$(MASTER)" || { echo "say where $(NODES) nodes meet: MASTER=host:port" >&2; exit 2; },:)
 	$(RUN) $(START) reproduce --profile $(PROFILE) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
@@ -99,8 +99,8 @@ bench: ## time papers against the reference way and named peers: BUILT=gfkd RESU
 	for paper in $(BUILT); do \
 	  $(RUN) pytest "benchmarks/speed/test_speed_$${paper//-/_}.py" --benchmark-only --benchmark-quiet \
 	    --benchmark-json "$$timings/$$paper.json" $(ARGS) && \
-	  $(RUN) tenfold-benchmarks record-speed "$$timings/$$paper.json" --results $(RESULTS) \
-	    --hardware $(HARDWARE) $(if $(STRICT),--strict) || failed="$$failed $$paper"; \
+	  $(RUN) tenfold-benchmarks record-speed "$$timings/$$paper.json" --results "$(RESULTS)" \
+	    --hardware "$(HARDWARE)" $(if $(STRICT),--strict) || failed="$$failed $$paper"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 

@@ -97,13 +97,17 @@ def installed(request: pytest.FixtureRequest, uv: str, backend: Path, environmen
     return paper, environment / "bin"
 
 
-def test_pip_finds_every_requirement_met(installed: tuple[str, Path]) -> None:
-    paper, binaries = installed
+def check_requirements(paper: str, binaries: Path) -> None:
+    """Assert that pip finds every requirement of what is installed met, or only what is expected of a paper."""
     check = [str(binaries / "python"), "-m", "pip", "check"]
     found = subprocess.run(check, capture_output=True, text=True, check=False).stdout.strip()
     expected = CAPPED.get(paper, "No broken requirements found.")
     assert found.startswith(expected)
     assert len(found.splitlines()) == 1
+
+
+def test_pip_finds_every_requirement_met(installed: tuple[str, Path]) -> None:
+    check_requirements(*installed)
 
 
 def test_a_paper_is_installed_without_the_others(installed: tuple[str, Path]) -> None:
@@ -133,6 +137,7 @@ def installed_from_wheels(wheels: Path, installed: tuple[str, Path]) -> tuple[st
 
 def test_a_paper_from_wheels_answers_help(installed_from_wheels: tuple[str, Path], tmp_path: Path) -> None:
     paper, binaries = installed_from_wheels
+    check_requirements(paper, binaries)
     assert "reproduce" in run([binaries / f"tenfold-{paper}", "--help"], cwd=tmp_path).stdout
 
 
@@ -149,3 +154,18 @@ def test_python_in_the_readme_of_a_paper_runs_and_prints_what_it_says(
         printed = done.stdout.splitlines()
         stated = re.findall(r"  # prints (.*)$", code, re.MULTILINE)
         assert [line for line in printed if line in stated] == stated, f"{code}\nprinted\n{done.stdout}"
+
+
+def test_the_dashboards_from_wheels_build_a_site(uv: str, wheels: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "environment"
+    run([sys.executable, "-m", "venv", environment])
+    sync = [uv, "sync", "--offline", "--frozen", "--quiet", "--no-dev", "--no-install-workspace", "--inexact"]
+    run([*sync, "--package", "tenfold-benchmarks"], UV_PROJECT_ENVIRONMENT=str(environment))
+    pip = [environment / "bin" / "python", "-m", "pip", "install", "--no-index", "--find-links", wheels]
+    run([*pip, "tenfold-benchmarks"])
+    check_requirements("benchmarks", environment / "bin")
+    command = environment / "bin" / "tenfold-benchmarks"
+    roots = [f"--results={ROOT / 'benchmarks' / 'results'}", f"--packages={ROOT / 'packages'}"]
+    run([command, "dashboard", *roots], cwd=tmp_path)
+    assert (tmp_path / "site" / "static" / "site.js").is_file()
+    assert (tmp_path / "site" / "papers" / "gfkd.html").is_file()

@@ -21,6 +21,7 @@ TARGETS = (
     "reproduce-gfkd",
     "reproduce-all",
     "dashboard",
+    "verify",
     "serve",
     "bench",
 )
@@ -45,20 +46,49 @@ def test_a_target_can_be_planned(target: str) -> None:
 
 
 def test_every_target_the_readmes_name_exists() -> None:
-    readmes = [ROOT / "README.md", *ROOT.glob("packages/*/README.md"), ROOT / "benchmarks" / "README.md"]
+    readmes = [*ROOT.glob("*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("*/README.md")]
     named = {
         match
         for readme in readmes
         for match in re.findall(r"\bmake ([a-z][a-z0-9-]*)", readme.read_text(encoding="utf-8"))
     }
     assert named >= {"setup", "test", "reproduce-gfkd", "dashboard"}
-    for target in named:
-        assert make("--dry-run", target).returncode == 0, f"README names `make {target}`"
+    papers = {f"reproduce-{path.parent.name}" for path in ROOT.glob("packages/*/pyproject.toml")}
+    for target in named - papers - {"reproduce-all", "reproduce-my-paper", "new-paper"}:
+        assert not target.startswith("reproduce-"), f"a README names `make {target}`"
+        assert make("--dry-run", target).returncode == 0, f"a README names `make {target}`"
 
 
 def test_variables_reach_the_command() -> None:
     done = make("--dry-run", "reproduce-gfkd", "PROFILE=smoke", "SEEDS=3 4", "ARGS=--device cpu")
     assert "tenfold-gfkd reproduce --profile smoke --seeds 3 4 --device cpu" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", ['--data-root "/my data"', "--note '$HOME'", ""])
+def test_arguments_reach_all_papers_as_they_were_written(arguments: str, tmp_path: Path) -> None:
+    stand_in = tmp_path / "run"
+    stand_in.write_text('#!/bin/sh\nfor last; do :; done\necho "$last"\n')
+    stand_in.chmod(0o755)
+    done = make("--silent", "reproduce-all", f"RUN={stand_in}", f"ARGS={arguments.replace('$', '$$')}")
+    assert done.stdout.strip() == f"--arguments= {arguments}".strip()
+
+
+def test_several_devices_go_with_one_paper() -> None:
+    done = make("reproduce-all", "DEVICES=4")
+    assert done.returncode != 0
+    assert "DEVICES and NODES go with one paper" in done.stderr
+
+
+def test_a_file_named_like_a_target_hides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "reproduce-gfkd").touch()
+    done = subprocess.run(
+        ["make", "--dry-run", "--file", ROOT / "Makefile", "reproduce-gfkd"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "tenfold-gfkd reproduce" in done.stdout
 
 
 def test_every_paper_below_packages_can_be_reproduced() -> None:

@@ -300,3 +300,16 @@ def test_python_in_the_readmes_of_the_workspace_runs(readme: Path, tmp_path: Pat
 def test_a_block_that_is_not_run_says_why(block: Block) -> None:
     assert block.language == "python"
     pytest.skip(f"{block}: {block.not_run}")
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_into_the_repository_leads_somewhere(readme: Path) -> None:
+    text = re.sub(r"```.*?```", "", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        path = (readme.parent / name).resolve() if name else readme
+        assert path.exists(), f"{target} leads nowhere"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{target}: no such heading"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import tomllib
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+
+from tenfold.shared.runs import RunKey
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = ROOT / "benchmarks" / "src" / "tenfold" / "benchmarks" / "schemas"
@@ -42,3 +45,14 @@ def test_reference_results_keep_to_the_schema(path: Path) -> None:
     assert path.parent.name == f"{result['name']}-seed{result['seed']}"
     for figure in result["figures"]:
         assert (path.parent / figure["file"]).is_file()
+
+
+@pytest.mark.parametrize("path", REPORTED, ids=lambda path: path.parts[-5])
+def test_records_of_every_profile_can_be_kept(path: Path) -> None:
+    profiles = vars(importlib.import_module(f"tenfold.{path.parent.name}.profiles"))
+    names = {name for table, content in profiles.items() if table.endswith("PROFILES") for name in content}
+    assert {"smoke", "quick"} <= names
+    schema = json.loads((SCHEMAS / "result.schema.json").read_text(encoding="utf-8"))["properties"]["profile"]
+    for name in names:
+        jsonschema.validate(name, schema)
+        RunKey(path.parts[-5], name, "run", 0, "data", "setting", "method")

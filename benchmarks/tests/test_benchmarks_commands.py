@@ -5,8 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import signal
 import stat
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -230,7 +235,28 @@ def test_claims_are_exported_with_their_interval_to_a_file(measured, tmp_path, c
     )
     (row,) = csv.DictReader(file.open())
     assert (status, out, row["holds"]) == (0, "", "yes")
-    assert float(row["interval_low"]) < float(row["difference"]) < float(row["interval_high"])
+    assert float(row["interval_low"]) < float(row["paired"]) < float(row["interval_high"])
+    assert (float(row["paired"]), row["pairs"]) == (pytest.approx(float(row["difference"])), "3")
+
+
+def test_latex_writes_powers_of_ten_and_says_how_far_an_interval_goes(workspace, reported, capsys):
+    workspace.package(reported=reported(title="A & B_1").replace("margin = 5.0", "margin = 0.00001"))
+    workspace.seeds("GFKD", [80.0, 84.0])
+    workspace.seeds("RandG", [60.0, 61.0])
+    _, out, _ = call(
+        capsys, "export", "gfkd", "--contents", "claims", "--format", "latex", *workspace.arguments()
+    )
+    assert r"$1 \cdot 10^{-5}$" in out
+    assert r"intervals (95 \%) of the mean difference of pairs with the same seed, too narrow" in out
+
+
+def test_smoke_runs_are_no_results_to_export(workspace, reported, capsys):
+    workspace.package(reported=reported())
+    workspace.seeds("GFKD", [79.0], dataset="MUTAG", profile="smoke")
+    for contents in ("reported", "measured"):
+        status, out, _ = call(capsys, "export", "gfkd", "--contents", contents, *workspace.arguments())
+        assert (status, out) == (2, "")
+    assert workspace.page().tables[0].reproduced == 0
 
 
 def test_everything_measured_is_exported_with_one_row_for_each_profile(measured, capsys):
@@ -269,8 +295,8 @@ def commands(tmp_path, monkeypatch):
         script = [
             f"#!{sys.prefix}/bin/python",
             "import json, pathlib, sys",
-            f"calls = pathlib.Path({str(tmp_path / 'calls')!r}).open('a')",
-            f"calls.write(' '.join([{paper!r}, *sys.argv[1:]]) + '\\n')",
+            f"with pathlib.Path({str(tmp_path / 'calls')!r}).open('a') as calls:",
+            f"    calls.write(' '.join([{paper!r}, *sys.argv[1:]]) + '\\n')",
         ]
         if leaves is not None:
             script += [
@@ -326,6 +352,51 @@ def test_a_claim_that_fails_is_named_as_such(workspace, commands, record, report
     status, captured = reproduce(workspace, capfd, "gfkd")
     assert status == 1
     assert "a claim fails" in captured.out
+
+
+def test_a_paper_that_was_killed_is_not_taken_for_a_claim_that_fails(
+    workspace, commands, record, reported, capfd
+):
+    workspace.package(reported=reported())
+    commands(
+        "gfkd",
+        "-9 and __import__('os').kill(__import__('os').getpid(), 9)",
+        [record(name=m, method=m) for m in ("GFKD", "RandG")],
+    )
+    status, captured = reproduce(workspace, capfd, "gfkd")
+    assert status == 1
+    assert "killed by signal 9" in captured.out
+
+
+def test_an_interrupt_from_the_keyboard_ends_with_the_table_so_far(workspace, commands, tmp_path):
+    commands("gfkd", 0)
+    commands("coca", "__import__('time').sleep(60)")
+    roots = [f"--runs={workspace.runs}", f"--packages={workspace.packages}"]
+    code = "import sys; sys.executable = sys.argv.pop(1); from tenfold.benchmarks.cli import main; main(sys.argv[1:])"
+    process = subprocess.Popen(
+        [
+            Path(sys.prefix) / "bin" / "python",
+            "-c",
+            code,
+            sys.executable,
+            "reproduce",
+            "gfkd",
+            "coca",
+            *roots,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "calls").exists() or len(commands.calls()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in out
+    assert "1 of 2 reproduced" in out
 
 
 def test_profile_and_arguments_reach_every_paper(workspace, commands, capfd):

@@ -53,9 +53,21 @@ def test_several_data_sets_are_paired_each_with_itself():
     assert evidence(runs).pairs == (("cifar, seed 0", 2.0), ("mnist, seed 0", 1.0))
 
 
+def test_a_method_of_several_settings_is_paired_setting_by_setting():
+    runs = [run(method, 0, value, setting=setting) for method, setting, value in (
+        ("A", "30", 5.0), ("B", "30", 4.0), ("A", "90", 9.0), ("B", "90", 6.0),
+    )]  # fmt: skip
+    assert evidence(runs).pairs == (("30, seed 0", 1.0), ("90, seed 0", 3.0))
+
+
 def test_settings_may_differ_but_a_seed_run_twice_is_not_paired():
     assert evidence([run("A", 0, 2.0, setting="memory"), run("B", 0, 1.0)]).pairs == (("seed 0", 1.0),)
-    assert evidence([run("A", 0, 2.0), run("A", 0, 3.0, setting="other"), run("B", 0, 1.0)]) is None
+    several = [
+        run("A", 0, 2.0, setting="30"),
+        run("A", 0, 3.0, setting="90"),
+        run("B", 0, 1.0, setting="none"),
+    ]
+    assert evidence(several) is None
 
 
 def test_a_claim_that_lacks_a_method_has_no_evidence():

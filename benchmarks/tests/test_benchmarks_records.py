@@ -57,6 +57,25 @@ def test_a_record_that_breaks_the_contract_is_named_by_field(workspace, changes,
     assert [reason in found for found in reasons(workspace)] == [True]
 
 
+@pytest.mark.parametrize("kind", ["directory", "loop"])
+def test_a_result_that_is_no_file_hides_nothing(workspace, kind):
+    kept = workspace.run()
+    odd = kept.with_name("odd-seed0")
+    odd.mkdir()
+    if kind == "directory":
+        (odd / "result.json").mkdir()
+    else:
+        (odd / "result.json").symlink_to(odd / "result.json")
+    collection = workspace.collect()
+    assert [record.label for record in collection.records] == ["gfkd-seed0"]
+    assert [problem.path for problem in collection.problems] == ["runs/gfkd/quick/odd-seed0/result.json"]
+
+
+def test_profiles_in_the_authors_spelling_are_records(workspace):
+    workspace.run(profile="cmt_voxel0075_vov_1600x640")
+    assert workspace.collect().problems == ()
+
+
 def test_a_start_that_is_no_date_is_a_problem(workspace, record):
     workspace.run(timing=record()["timing"] | {"started_at": "yesterday"})
     assert reasons(workspace) == ["timing.started_at: 'yesterday' is not a 'date-time'"]

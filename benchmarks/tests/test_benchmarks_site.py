@@ -22,7 +22,7 @@ def test_a_corrupt_record_is_shown_on_its_papers_page(workspace):
     directory = workspace.run()
     (directory / "result.json").write_text("{")
     html = workspace.html()
-    assert "unreadable record: <code>runs/gfkd/quick/gfkd-seed0/result.json</code>: is not JSON" in html
+    assert "<li><code>runs/gfkd/quick/gfkd-seed0/result.json</code>: is not JSON" in html
 
 
 def test_a_record_of_a_paper_without_package_still_has_a_page(workspace):
@@ -36,7 +36,7 @@ def test_a_record_below_an_unusable_name_is_shown_on_the_overview(workspace):
     directory.mkdir(parents=True)
     (directory / "result.json").write_text("{}")
     index = (workspace.build() / "index.html").read_text()
-    assert "unreadable record: <code>runs/Bad&lt;Name&gt;/quick/x-seed0/result.json</code>" in index
+    assert "<li><code>runs/Bad&lt;Name&gt;/quick/x-seed0/result.json</code>" in index
 
 
 def test_the_printed_numbers_stand_beside_the_reproduced(workspace, reported):

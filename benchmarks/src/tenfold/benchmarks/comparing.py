@@ -42,7 +42,7 @@ def _key_table(columns: Mapping[str, RunRecord]) -> Table:
         table.add_row(
             letter,
             escape(record.label),
-            record.profile,
+            escape(record.profile),
             *map(escape, about),
             status,
             formatting.date(record.started_at),
@@ -77,7 +77,7 @@ def _timing_table(columns: Mapping[str, RunRecord]) -> Table:
     table.add_row(
         "throughput",
         *(
-            f"{formatting.number(timing['throughput'])} {timing['throughput_unit'] or ''}"
+            f"{formatting.number(timing['throughput'])} {escape(timing['throughput_unit'] or '')}"
             for timing in timings
         ),
     )

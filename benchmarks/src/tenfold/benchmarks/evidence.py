@@ -12,6 +12,7 @@ from tenfold.shared.comparison import Measurement, Verdict
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+Place = tuple[str, str, int]
 FEW = 5
 """Below this many pairs a percentile interval is too narrow to be taken at its word."""
 
@@ -44,20 +45,25 @@ class Evidence:
 def paired_evidence(verdict: Verdict) -> Evidence | None:
     """The evidence for a judged claim; None where no data set and seed occurs once on both sides.
 
-    Runs are paired by data set and seed. Their settings may differ, as for a method that has no memory to size.
+    Runs are paired by data set, setting and seed. Methods that share no setting, as where one has no memory to size,
+    are paired by data set and seed.
     """
     if verdict.better is None or verdict.worse is None:
         return None
-    better, worse = _by_seed(verdict.better), _by_seed(verdict.worse)
-    sign = 1 if verdict.claim.higher_is_better else -1
+    better, worse = _values(verdict.better), _values(verdict.worse)
+    if not better.keys() & worse.keys():
+        better, worse = _without_setting(better), _without_setting(worse)
     shared = sorted(better.keys() & worse.keys())
     if not shared:
         return None
-    several_sets = len({dataset for dataset, _ in shared}) > 1
+    sign = 1 if verdict.claim.higher_is_better else -1
+    varying = [part for part in (0, 1) if len({key[part] for key in shared}) > 1]
     pairs = tuple(
-        (f"{dataset}, seed {seed}" if several_sets else f"seed {seed}", sign * (better[key] - worse[key]))
+        (
+            ", ".join([*(str(key[part]) for part in varying), f"seed {key[2]}"]),
+            sign * (better[key] - worse[key]),
+        )
         for key in shared
-        for dataset, seed in [key]
     )
     return Evidence(pairs, mean_interval([difference for _, difference in pairs]))
 
@@ -79,10 +85,15 @@ def mean_interval(differences: list[float]) -> tuple[float, float] | None:
     return float(found.low), float(found.high)
 
 
-def _by_seed(measurement: Measurement) -> dict[tuple[str, int], float]:
-    """Values by (data set, seed), without those that several runs share."""
-    places = [(dataset, seed) for dataset, _, seed in measurement.sources]
-    counts = Counter(places)
-    return {
-        place: value for place, value in zip(places, measurement.values, strict=True) if counts[place] == 1
-    }
+def _values(measurement: Measurement) -> dict[Place, float]:
+    """Values by (data set, setting, seed), without those that several runs share."""
+    return _single(list(zip(measurement.sources, measurement.values, strict=True)))
+
+
+def _without_setting(values: dict[Place, float]) -> dict[Place, float]:
+    return _single([((dataset, "", seed), value) for (dataset, _, seed), value in values.items()])
+
+
+def _single(values: list[tuple[Place, float]]) -> dict[Place, float]:
+    counts = Counter(place for place, _ in values)
+    return {place: value for place, value in values if counts[place] == 1}

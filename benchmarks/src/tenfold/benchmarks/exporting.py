@@ -7,12 +7,14 @@ the packages booktabs and longtable.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import pandas as pd
 
 from tenfold.benchmarks.evidence import paired_evidence
+from tenfold.benchmarks.run_sets import SMOKE
 from tenfold.benchmarks.summary import PaperPage
 from tenfold.shared.comparison import Measurement
 from tenfold.shared.logging import TenfoldError
@@ -24,6 +26,12 @@ TITLES: dict[Contents, str] = {
     "reported": "printed and reproduced numbers",
     "measured": "measured results",
     "claims": "claims",
+}
+CAPTIONS: dict[Contents, str] = {
+    "claims": (
+        "; intervals are percentile bootstrap intervals (95 %) of the mean difference of pairs with the same seed, "
+        "too narrow for fewer than five pairs"
+    )
 }
 
 
@@ -57,7 +65,7 @@ def export(page: PaperPage, contents: Contents, form: Format, *, with_missing: b
         sides = ["right" if name in NUMBERS else "left" for name in printed.columns]
         cells = printed.map(lambda text: text.replace("|", "\\|"))
         return str(cells.to_markdown(index=False, disable_numparse=True, colalign=sides)) + "\n"
-    caption = f"{page.paper.name}: {TITLES[contents]}"
+    caption = f"{page.paper.name}: {TITLES[contents]}{CAPTIONS.get(contents, '')}"
     columns = "".join("r" if name in NUMBERS else "l" for name in printed.columns)
     style = printed.style.hide(axis="index").format(escape="latex", subset=_texts(printed))
     return str(
@@ -65,13 +73,13 @@ def export(page: PaperPage, contents: Contents, form: Format, *, with_missing: b
             hrules=True,
             environment="longtable",
             column_format=columns,
-            caption=caption,
+            caption=_latex_text(caption),
             label=f"tab:{page.paper.id}",
         )
     )
 
 
-NUMBERS = ("paper", "reproduced", "measured", "difference", "interval", "needed", "n")
+NUMBERS = ("paper", "reproduced", "measured", "difference", "needed", "paired", "interval", "pairs", "n")
 """Columns of Markdown and LaTeX tables that hold numbers."""
 
 
@@ -111,7 +119,7 @@ def _reported(page: PaperPage, with_missing: bool) -> Iterator[dict[str, Any]]:
 
 def _measured(page: PaperPage) -> Iterator[dict[str, Any]]:
     for profile in page.profiles:
-        for measured in profile.measurements:
+        for measured in profile.measurements if profile.run_set.profile != SMOKE else ():
             yield {
                 "profile": profile.run_set.profile,
                 "source": profile.run_set.source,
@@ -139,9 +147,11 @@ def _claims(page: PaperPage) -> Iterator[dict[str, Any]]:
                 "better": _with_mean(claim.better, verdict.better),
                 "worse": _with_mean(claim.worse, verdict.worse),
                 "difference": verdict.difference,
+                "needed": claim.margin,
+                "paired": None if evidence is None else evidence.mean,
                 "interval_low": low,
                 "interval_high": high,
-                "needed": claim.margin,
+                "pairs": 0 if evidence is None else len(evidence.pairs),
                 "holds": {True: "yes", False: "no", None: "not judged"}[verdict.holds],
             }
 
@@ -162,8 +172,12 @@ def _printed(table: pd.DataFrame, *, latex: bool) -> pd.DataFrame:
         elif name in NUMBERS:
             shown[name] = [_number(row[name], row.get(f"{name}_std"), latex) for row in rows]
         else:
-            shown[name] = [str(row[name]) for row in rows]
+            shown[name] = [" ".join(str(row[name]).split()) for row in rows]
     return pd.DataFrame(shown)
+
+
+def _latex_text(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text)
 
 
 def _number(mean: float | None, std: float | None, latex: bool) -> str:
@@ -173,14 +187,19 @@ def _number(mean: float | None, std: float | None, latex: bool) -> str:
     if std is not None and not math.isnan(std):
         decimals = max(0, min(6, 1 - math.floor(math.log10(std)))) if std > 0 else 2
         text = f"{mean:.{decimals}f} {sign} {std:.{decimals}f}"
-    return f"${text}$" if latex else text
+    return f"${_power_of_ten(text)}$" if latex else text
+
+
+def _power_of_ten(text: str) -> str:
+    """``1e-05`` as mathematics."""
+    return re.sub(r"e([+-]\d+)", lambda found: rf" \cdot 10^{{{int(found[1])}}}", text)
 
 
 def _interval(low: float | None, high: float | None, latex: bool) -> str:
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return "–"
     text = f"[{low:.3g}, {high:.3g}]"
-    return f"${text}$" if latex else text
+    return f"${_power_of_ten(text)}$" if latex else text
 
 
 def _texts(table: pd.DataFrame) -> list[str]:

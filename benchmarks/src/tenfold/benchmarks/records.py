@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import tomllib
 from collections import Counter
@@ -151,7 +152,7 @@ def collect(runs: Path, results: Path, packages: Path) -> Collection:
         if not root.is_dir():
             log.info("there is no folder %s: nothing is read from it", root)
         for source, folder in sources:
-            for path in sorted(folder.glob("*/*/*/result.json")):
+            for path in record_paths(folder):
                 record, reasons = read_record(path, source)
                 shown = f"{root.name}/{path.relative_to(root).as_posix()}"
                 problems += [Problem(shown, reason, paper_of(path)) for reason in reasons]
@@ -166,6 +167,12 @@ def hardware_folders(results: Path) -> tuple[tuple[str, Path], ...]:
     if not results.is_dir():
         return ()
     return tuple((folder.name, folder) for folder in sorted(results.iterdir()) if folder.is_dir())
+
+
+def record_paths(folder: Path) -> list[Path]:
+    """Every ``result.json`` under ``<paper>/<profile>/<run>``, also those that cannot be opened."""
+    paths = (directory / "result.json" for directory in sorted(folder.glob("*/*/*")))
+    return [path for path in paths if os.path.lexists(path)]
 
 
 def unfinished_runs(runs: Path) -> list[Unfinished]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,10 @@ class Outcome:
             return "[green]reproduced[/]"
         if self.exit_status == INTERRUPTED:
             return "[yellow]interrupted[/]"
-        if self.run_set is not None and any(verdict.holds is False for verdict in self.run_set.verdicts):
+        if self.exit_status < 0:
+            return f"[red]killed by signal {-self.exit_status}[/]"
+        judged = self.run_set.verdicts if self.run_set is not None else ()
+        if self.exit_status == 1 and any(verdict.holds is False for verdict in judged):
             return "[red]a claim fails[/]"
         return f"[red]exit status {self.exit_status}[/]"
 
@@ -68,8 +72,8 @@ def print_outcomes(outcomes: Sequence[Outcome], profile: str, console: Console) 
     table = Table(title=f"profile {profile}", title_justify="left")
     for name, justify in (
         ("paper", "left"),
-        ("runs", "right"),
-        ("claims", "right"),
+        ("stored runs", "right"),
+        ("claims held", "right"),
         ("time", "right"),
         ("", "left"),
     ):
@@ -100,7 +104,8 @@ def _exit_status(command: Sequence[str]) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            process.wait()
+            with suppress(KeyboardInterrupt):  # a second one must not lose the table
+                process.wait()
             return INTERRUPTED
 
 

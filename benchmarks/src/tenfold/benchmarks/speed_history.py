@@ -37,8 +37,8 @@ class Machine:
         return hardware_name({"hardware": dataclasses.asdict(self)})
 
     def has_processor_of(self, other: Machine) -> bool:
-        """Whether ratios of the two machines may be compared: same models of CPU and GPUs."""
-        return (self.cpu, self.gpus) == (other.cpu, other.gpus)
+        """Whether ratios of the two machines may be compared: same models of CPU and GPUs, as many threads."""
+        return (self.cpu, self.gpus, self.threads) == (other.cpu, other.gpus, other.threads)
 
 
 @dataclass(frozen=True)

@@ -48,19 +48,28 @@ class RecordSpeed:
         if not self.hardware or self.hardware.startswith(".") or Path(self.hardware).name != self.hardware:
             raise TenfoldError(f"{self.hardware!r} cannot name a folder: choose another --hardware")
         measured = {path: measured_run(path) for path in self.files}
+        stored = {
+            path: self._stored(path, run) for path, run in measured.items()
+        }  # all, before one is added to
         has_regression = False
         for path, run in measured.items():
-            history = self.results / self.hardware / "speed" / f"{path.stem}.jsonl"
-            before, reasons = read_history(history)
-            for reason in reasons:
-                log.warning("%s: %s", history, reason)
-            if any(other.measured_at == run.measured_at for other in before):
-                raise TenfoldError(f"{history} holds what {path} says already: run the suite again")
-            append_run(history, run)
-            ratios = ratios_of(path.stem, self.hardware, run, before)
-            print_ratios(path.stem, ratios, gone(run, before))
+            append_run(self._history(path), run)
+            ratios = ratios_of(path.stem, self.hardware, run, stored[path])
+            print_ratios(path.stem, ratios, gone(run, stored[path]))
             has_regression |= any(ratio.is_regression for ratio in ratios)
         return int(self.strict and has_regression)
+
+    def _history(self, path: Path) -> Path:
+        return self.results / self.hardware / "speed" / f"{path.stem}.jsonl"
+
+    def _stored(self, path: Path, run: SuiteRun) -> list[SuiteRun]:
+        history = self._history(path)
+        before, reasons = read_history(history)
+        for reason in reasons:
+            log.warning("%s: %s", history, reason)
+        if any(other.measured_at == run.measured_at for other in before):
+            raise TenfoldError(f"{history} holds what {path} says already: run the suite again")
+        return before
 
 
 def measured_run(path: Path) -> SuiteRun:

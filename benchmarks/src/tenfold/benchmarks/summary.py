@@ -230,7 +230,9 @@ def reported_tables(paper: Paper, sets: Sequence[RunSet]) -> tuple[ReportedTable
     """The paper's printed tables, each row with the numbers that join it."""
     if paper.reported is None:
         return ()
-    joins = [(run_set, compare(paper.reported, run_set.results)) for run_set in sets]
+    joins = [
+        (run_set, compare(paper.reported, run_set.results)) for run_set in sets if run_set.profile != SMOKE
+    ]
     tables: dict[str, list[tuple[ReportedRow, tuple[Joined, ...]]]] = {}
     for index, row in enumerate(paper.reported.rows):
         joined = [Joined(run_set, rows[index]) for run_set, rows in joins if rows[index].measurement]
