@@ -27,6 +27,10 @@ HARDWARE ?= $(or $(GPU),cpu-$(shell getconf _NPROCESSORS_ONLN)-cores)
 # One thread each; two processes on two hyper-threads take half the time of one.
 TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 8 ? n : 8)))
 
+# What is said on the command line is for this make, not for those that tests start.
+MAKEOVERRIDES =
+unexport ARGS BUILT DEVICES HARDWARE MASTER NODES PROFILE RENDEZVOUS_ID RESULTS SEEDS STRICT
+
 .PHONY: help setup setup-mmdet3d lint format test test-gpu test-mmdet3d wheels new-paper reproduce-all dashboard verify serve bench clean FORCE
 
 help: ## print the targets

@@ -73,6 +73,15 @@ def test_arguments_reach_all_papers_as_they_were_written(arguments: str, tmp_pat
     assert done.stdout.strip() == f"--arguments= {arguments}".strip()
 
 
+def test_variables_of_the_command_line_are_for_one_make_alone(tmp_path: Path) -> None:
+    stand_in = tmp_path / "run"
+    stand_in.write_text("#!/bin/sh\nmake --dry-run reproduce-gfkd\n")
+    stand_in.chmod(0o755)
+    done = make("--silent", "test", f"RUN={stand_in}", "ARGS=--durations 9", "PROFILE=smoke")
+    assert "tenfold-gfkd reproduce --profile quick" in done.stdout
+    assert "--durations" not in done.stdout.partition("tenfold-gfkd")[2]
+
+
 def test_several_devices_go_with_one_paper() -> None:
     done = make("reproduce-all", "DEVICES=4")
     assert done.returncode != 0
