@@ -225,6 +225,6 @@ def test_every_loop_that_processes_share_has_a_test_on_two() -> None:
         source = (ROOT / "packages" / file).read_text(encoding="utf-8")
         assert f"def {name}(" in source, f"{loop}: no test {name} in {file}"
         fixtures = (ROOT / "packages" / file).with_name("conftest.py").read_text(encoding="utf-8")
-        assert re.search(r"distributed_\w+\.py|^if __name__", source + fixtures), (
+        assert re.search(r"distributed_\w+\.py|\nif __name__ ==", source + fixtures), (
             f"{loop}: {file} starts no second process"
         )

@@ -368,6 +368,10 @@ def test_a_paper_that_was_killed_is_not_taken_for_a_claim_that_fails(
     assert "killed by signal 9" in captured.out
 
 
+def restore_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_from_the_keyboard_ends_with_the_table_so_far(workspace, commands, tmp_path):
     commands("gfkd", 0)
     commands("coca", "__import__('time').sleep(60)")
@@ -387,6 +391,7 @@ def test_an_interrupt_from_the_keyboard_ends_with_the_table_so_far(workspace, co
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=restore_interrupts,  # a shell's background jobs ignore them
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "calls").exists() or len(commands.calls()) < 2:
