@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,3 +161,28 @@ def start() -> Callable[..., subprocess.Popen[str]]:
         )
 
     return start_python
+
+
+@pytest.fixture(scope="session")
+def kill_at(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., None]:
+    """Starts Python as ``start`` does and kills it, with no chance to tidy up, as soon as a file is there.
+
+    The file is a pattern below ``cwd``. Its wildcards may stand for names in folders that stay; ``**`` would also
+    walk into those that the process is just moving.
+    """
+
+    def start_and_kill(file: str, *arguments: object, cwd: Path) -> None:
+        process = start(*arguments, cwd=cwd)
+        try:
+            deadline = time.monotonic() + 240
+            reached = False
+            while not reached and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.002)
+                reached = next(cwd.glob(file), None) is not None
+        finally:
+            process.kill()
+            _, said = process.communicate()  # ends when the workers have ended too
+        assert reached, f"{file} did not appear: {said}"
+        assert process.returncode == -signal.SIGKILL, said
+
+    return start_and_kill

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -192,18 +190,12 @@ def test_finished_runs_are_not_done_again(smoke: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_killed_suite_goes_on_to_the_same_metrics_and_force_repeats_it(
-    start: Callable[..., Any], smoke: Path, tmp_path: Path
+    kill_at: Callable[..., None], smoke: Path, tmp_path: Path
 ) -> None:
-    killed = start(
-        "-m", "tenfold.cmt", "reproduce", "--profile", "smoke", "--methods", UNMASKED, "--workers", 1,
-        "--output", tmp_path, *QUIET, cwd=tmp_path,
+    kill_at(
+        "cmt/smoke/*/checkpoint.pt", "-m", "tenfold.cmt", "reproduce", "--profile", "smoke",
+        "--methods", UNMASKED, "--workers", 1, "--output", tmp_path, *QUIET, cwd=tmp_path,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("checkpoint.pt")) and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    _, said = killed.communicate()
-    assert killed.returncode == -signal.SIGKILL, said
     assert not list(tmp_path.rglob("result.json"))
     expected = records(smoke)["cmt-unmasked-seed0"]
     done = []

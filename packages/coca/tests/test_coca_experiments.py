@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,18 +99,13 @@ def test_workers_find_what_one_process_finds(smoke: Path, tmp_path: Path) -> Non
             assert record["metrics"] == expected[name]["metrics"], name
 
 
-def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp_path: Path) -> None:
+def test_a_killed_suite_goes_on_to_the_same_metrics(
+    start: Any, kill_at: Any, smoke: Path, tmp_path: Path
+) -> None:
     chosen = ("--methods", "CoCa", "DER++", "GEM", "--seeds", 0, 1)
     small = ("--profile", "smoke", *chosen, "--device", "cpu", "-q", "--workers", 1)
     arguments = ("-m", "tenfold.coca", "reproduce", *small, "--checkpoint-seconds", 0, "--output", tmp_path)
-    killed = start(*arguments, cwd=tmp_path)
-    reached = tmp_path / "coca" / "smoke" / "s-digits-smoke-coca-30-seed1" / "checkpoint.pt"
-    deadline = time.monotonic() + 240
-    while not reached.exists() and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    kill_at("coca/smoke/s-digits-smoke-coca-30-seed1/checkpoint.pt", *arguments, cwd=tmp_path)
     assert len(records(tmp_path)) < 6
     again = start(*arguments, cwd=tmp_path)
     _, errors = again.communicate(timeout=240)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 import wave
 from collections.abc import Callable
 from dataclasses import replace
@@ -82,7 +80,9 @@ def test_a_finished_suite_is_not_done_again(smoke: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in smoke.rglob("result.json")} == before
 
 
-def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp_path: Path) -> None:
+def test_a_killed_suite_goes_on_to_the_same_metrics(
+    start: Any, kill_at: Any, smoke: Path, tmp_path: Path
+) -> None:
     small = (
         "--profile",
         "smoke",
@@ -99,17 +99,7 @@ def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp
         "pre-trained",
     )
     arguments = ("-m", "tenfold.drum_gpt", "reproduce", *small, "--output", tmp_path)
-    killed = start(*arguments, cwd=tmp_path)
-    deadline = time.monotonic() + 240
-    while (
-        not list(tmp_path.rglob("pre-trained*/checkpoint.pt"))
-        and killed.poll() is None
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    kill_at("drum-gpt/smoke/pre-trained*/checkpoint.pt", *arguments, cwd=tmp_path)
     assert len(records(tmp_path)) < 3
     again = start(*arguments, cwd=tmp_path)
     _, errors = again.communicate(timeout=240)

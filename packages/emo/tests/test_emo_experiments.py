@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +71,9 @@ def test_a_finished_suite_is_not_done_again_but_by_force(smoke: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in smoke.rglob("result.json")} == before
 
 
-def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp_path: Path) -> None:
+def test_a_killed_suite_goes_on_to_the_same_metrics(
+    start: Any, kill_at: Any, smoke: Path, tmp_path: Path
+) -> None:
     arguments = (
         "-m",
         "tenfold.emo",
@@ -87,13 +87,7 @@ def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp
         1,
     )
     arguments += ("--checkpoint-seconds", 0, "--seeds", 0, "--output", tmp_path)
-    killed = start(*arguments, cwd=tmp_path)
-    deadline = time.monotonic() + 240
-    while not list(tmp_path.rglob("checkpoint.pt")) and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    kill_at("emo/smoke/*/checkpoint.pt", *arguments, cwd=tmp_path)
     again = start(*arguments, cwd=tmp_path)
     _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors

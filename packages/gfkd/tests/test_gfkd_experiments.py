@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,18 +108,13 @@ def test_finished_runs_are_not_repeated_but_forced_ones_are(smoke: Path) -> None
     assert changed == {"mutag-gcn3_32-teacher-seed0", "mutag-gcn3_32-gcn2_32-kd-seed1"}
 
 
-def test_a_killed_suite_goes_on_to_the_same_metrics(smoke: Path, start: Any, tmp_path: Path) -> None:
+def test_a_killed_suite_goes_on_to_the_same_metrics(
+    start: Any, kill_at: Any, smoke: Path, tmp_path: Path
+) -> None:
     moment = "mutag-gcn3_32-deepinvg-graphs-seed0"
     arguments = ("-m", "tenfold.gfkd", "reproduce", "--profile", "smoke", "--device", "cpu", "-q")
     command = (*arguments, "--checkpoint-seconds", 0, "--output", tmp_path)
-    process = start(*command, cwd=tmp_path)
-    reached = tmp_path / "gfkd" / "smoke" / moment / "checkpoint.pt"
-    deadline = time.monotonic() + 240
-    while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()  # ends when the workers have ended too
-    assert process.returncode == -signal.SIGKILL, errors
+    kill_at(f"gfkd/smoke/{moment}/checkpoint.pt", *command, cwd=tmp_path)
     assert len(records(tmp_path)) < len(records(smoke))
 
     process = start(*command, cwd=tmp_path)

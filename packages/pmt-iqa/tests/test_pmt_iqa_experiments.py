@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +96,9 @@ def test_finished_runs_are_not_repeated_but_forced_ones_are(smoke: Path) -> None
     assert records(smoke)[name]["metrics"] == before[name]["metrics"]
 
 
-def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp_path: Path) -> None:
+def test_a_killed_suite_goes_on_to_the_same_metrics(
+    start: Any, kill_at: Any, smoke: Path, tmp_path: Path
+) -> None:
     chosen = ("--methods", "PMT-IQA", "regression", "BRISQUE", "--seeds", 0, 1)
     small = ("--profile", "smoke", *chosen, "--device", "cpu", "-q", "--workers", 2)
     arguments = (
@@ -111,13 +111,7 @@ def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp
         "--output",
         tmp_path,
     )
-    killed = start(*arguments, cwd=tmp_path)
-    deadline = time.monotonic() + 240
-    while not list(tmp_path.rglob("checkpoint.pt")) and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    kill_at("pmt-iqa/smoke/*/checkpoint.pt", *arguments, cwd=tmp_path)
     assert len(records(tmp_path)) < 6
     again = start(*arguments, cwd=tmp_path)
     _, errors = again.communicate(timeout=240)

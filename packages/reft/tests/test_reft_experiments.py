@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -269,18 +267,12 @@ def test_force_repeats_a_run_to_the_same_metrics(smoke: Path, tmp_path: Path, on
     assert first["metrics"] == again["metrics"] == records(smoke)["base-base-seed0"]["metrics"]
 
 
-def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp_path: Path) -> None:
+def test_a_killed_suite_goes_on_to_the_same_metrics(kill_at: Any, smoke: Path, tmp_path: Path) -> None:
     """Killed at the first checkpoint of the first base network; all that follows builds on it."""
     arguments: tuple[object, ...] = ("-m", "tenfold.reft", "reproduce", "--profile", "smoke")
     arguments += ("--settings", "gfsis", "--methods", "Mask2Former + ft-full", "--device", "cpu", "-q")
     arguments += ("--workers", 1, "--output", tmp_path)
-    killed = start(*arguments, cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("checkpoint.pt")) and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    kill_at("reft/smoke/*/checkpoint.pt", *arguments, cwd=tmp_path)
     assert not list(tmp_path.rglob("result.json"))
     profile = chosen(SMOKE, ("gfsis",), None, ("Mask2Former + ft-full",), 1)
     reproduce(Suite("smoke", profile, tmp_path, accelerator=CPU), workers=1, quiet=True)

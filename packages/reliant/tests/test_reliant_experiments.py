@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,22 +153,26 @@ def test_finished_runs_are_not_repeated_but_forced_ones_are(smoke: Path) -> None
         assert records(smoke)[name]["metrics"] == metrics[name]
 
 
-def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp_path: Path) -> None:
+def test_a_killed_suite_goes_on_to_the_same_metrics(
+    start: Any, kill_at: Any, smoke: Path, tmp_path: Path
+) -> None:
     small = ("--profile", "smoke", "--seeds", 1, "--device", "cpu", "-q", "--workers", 1)
-    arguments = ("-m", "tenfold.reliant", "reproduce", *small, "--checkpoint-seconds", 0)
-    killed = start(*arguments, "--output", tmp_path / "killed", cwd=tmp_path)
-    reached = tmp_path / "killed" / "reliant" / "smoke" / "german-cpf-gcn-sp-vanilla-seed1" / "result.json"
-    deadline = time.monotonic() + 240
-    while not reached.exists() and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    assert len(records(tmp_path / "killed")) < len(records(smoke))
-    again = start(*arguments, "--output", tmp_path / "killed", cwd=tmp_path)
+    arguments = (
+        "-m",
+        "tenfold.reliant",
+        "reproduce",
+        *small,
+        "--checkpoint-seconds",
+        0,
+        "--output",
+        tmp_path,
+    )
+    kill_at("reliant/smoke/german-cpf-gcn-sp-vanilla-seed1/result.json", *arguments, cwd=tmp_path)
+    assert len(records(tmp_path)) < len(records(smoke))
+    again = start(*arguments, cwd=tmp_path)
     _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
-    expected, found = records(smoke), records(tmp_path / "killed")
+    expected, found = records(smoke), records(tmp_path)
     # The trade-off compares fewer seeds.
     runs_of_a_seed = {name for name in found if not name.endswith("trade-off-seed0")}
     assert runs_of_a_seed == {name for name in expected if name.endswith("seed1")}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,17 +125,13 @@ def test_a_finished_suite_is_not_done_again_but_by_force(smoke: Path, tmp_path: 
     assert first[0]["metrics"] == again[0]["metrics"] == records(smoke)["supervised-seed0"]["metrics"]
 
 
-def test_a_killed_suite_goes_on_to_the_same_metrics(start: Any, smoke: Path, tmp_path: Path) -> None:
+def test_a_killed_suite_goes_on_to_the_same_metrics(
+    start: Any, kill_at: Any, smoke: Path, tmp_path: Path
+) -> None:
     arguments: tuple[object, ...] = ("-m", "tenfold.tinymim", "reproduce", "--profile", "smoke")
     arguments += ("--device", "cpu", "-q", "--workers", 1)
     arguments += ("--checkpoint-seconds", 0, "--seeds", 0, "--output", tmp_path)
-    killed = start(*arguments, cwd=tmp_path)
-    deadline = time.monotonic() + 240
-    while not list(tmp_path.rglob("checkpoint.pt")) and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
+    kill_at("tinymim/smoke/*/checkpoint.pt", *arguments, cwd=tmp_path)
     again = start(*arguments, cwd=tmp_path)
     _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
