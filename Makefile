@@ -59,7 +59,7 @@ format: ## let ruff format the code
 	$(RUN) ruff format .
 
 test: ## all tests that need neither a GPU nor mmdet3d; files are shared by TEST_PROCESSES
-	OMP_NUM_THREADS=1 $(RUN) pytest -n $(TEST_PROCESSES) --dist loadfile -m "not gpu and not mmdet3d" $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not gpu and not mmdet3d" $(ARGS)
 
 test-gpu: ## tests on a CUDA device
 	$(RUN) pytest -m gpu $(ARGS)
