@@ -106,5 +106,6 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
 
 def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
-    """Keep the commit, drop the name of the folder."""
+    """Keep the commit, drop the name of the folder; dirty as run records have it."""
     commit_info.pop("project", None)
+    commit_info["dirty"] = environment("benchmarks")["git"]["dirty"]

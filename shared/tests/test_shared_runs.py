@@ -9,6 +9,7 @@ import os
 import random
 import re
 import socket
+import subprocess
 import sys
 import textwrap
 import time
@@ -24,6 +25,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tenfold.shared import _provenance
 from tenfold.shared._privacy import cut_paths, cut_paths_in_argument
 from tenfold.shared._provenance import command_line
 from tenfold.shared.logging import TenfoldError, get_logger
@@ -831,6 +833,25 @@ class TestPrivacy:
         assert environment["git"]["commit"] is None or re.fullmatch(
             "[0-9a-f]{40}", environment["git"]["commit"]
         )
+
+    @pytest.mark.parametrize(
+        ("changed", "dirty"), [("benchmarks/results/new.json", False), ("code.py", True)]
+    )
+    def test_a_checkout_with_new_stored_results_alone_is_not_dirty(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, dirty: bool
+    ) -> None:
+        module = tmp_path / "shared" / "provenance.py"
+        for path in (module, tmp_path / "code.py", tmp_path / "benchmarks" / "results" / "new.json"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("1")
+        git = ["git", "-c", "user.name=N", "-c", "user.email=e@example.org", "-C", str(tmp_path)]
+        for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "all"]):
+            subprocess.run([*git, *arguments], check=True, timeout=60)
+        monkeypatch.setattr(_provenance, "__file__", str(module))
+        original = _provenance._git_commit.__wrapped__
+        assert original()["dirty"] is False
+        (tmp_path / changed).write_text("2")
+        assert original()["dirty"] is dirty
 
     def test_peak_memory_is_plausible(self, run: Run) -> None:
         assert finish(run)["timing"]["peak_memory_bytes"] > 50_000_000

@@ -85,7 +85,10 @@ def _cpu_cores() -> int:
 
 @cache
 def _git_commit() -> dict[str, Any]:
-    """Commit of the checkout that this file is tracked in; nulls for an installed copy."""
+    """Commit of the checkout that this file is tracked in; nulls for an installed copy.
+
+    Stored results decide no outcome: a tree with new ones alone is not dirty.
+    """
     here = Path(__file__)
 
     def git(*arguments: str) -> str | None:
@@ -99,5 +102,7 @@ def _git_commit() -> dict[str, Any]:
 
     if git("ls-files", "--error-unmatch", here.name) is None:
         return {"commit": None, "dirty": None}
-    status = git("status", "--porcelain", "--untracked-files=no")
+    status = git(
+        "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results"
+    )
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else status != ""}
