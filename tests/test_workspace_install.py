@@ -122,7 +122,10 @@ def test_an_installed_paper_runs_its_smoke_profile_as_a_module(
 ) -> None:
     paper, binaries = installed
     module = [binaries / "python", "-m", f"tenfold.{paper.replace('-', '_')}"]
-    run([*module, "reproduce", "--profile", "smoke", "--seeds", "0", "--output", tmp_path], cwd=tmp_path)
+    run(
+        [*module, "reproduce", "--profile", "smoke", "--seeds", "0", "--workers", "1", "--output", tmp_path],
+        cwd=tmp_path,
+    )
     assert list((tmp_path / paper / "smoke").glob("*/result.json"))
 
 

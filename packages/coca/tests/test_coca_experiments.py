@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tenfold.coca.hyperparameters import BENCHMARKS, VARIANTS, paper_config
 from tenfold.coca.image_sets import TrainTest
 from tenfold.coca.methods import METHODS
 from tenfold.coca.profiles import PROFILES, Profile
+from tenfold.coca.streams import Stream
 from tenfold.shared.accelerator import AcceleratorConfig
 from tenfold.shared.comparison import compare, load_reported
 
@@ -266,8 +269,10 @@ def few_steps(profile: Profile, methods: tuple[str, ...]) -> Profile:
 
 @pytest.mark.parametrize("name", ["smnist-200", "pmnist-500", "rmnist-5120", "mnist360-200", "mnist360-1000"])
 def test_paper_profiles_on_mnist_start_on_images_of_that_form(
-    name: str, made_up_data: None, tmp_path: Path
+    name: str, made_up_data: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """The streams of 20 tasks with the first three."""
+    monkeypatch.setattr(streams, "domain_stream", partial(_first_tasks, 3, streams.domain_stream))
     profile = PROFILES[name]
     results = reproduce(suite_of(name, few_steps(profile, profile.methods), tmp_path))
     assert all(result["status"] == "finished" for result in results)
@@ -282,32 +287,33 @@ def test_paper_profiles_on_mnist_start_on_images_of_that_form(
 def test_paper_profiles_on_colour_images_start_at_full_width(
     name: str, made_up_data: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(streams, "split_stream", _first_task)
+    """The first task, in small batches."""
+    monkeypatch.setattr(streams, "split_stream", partial(_first_tasks, 1, streams.split_stream))
     profile = few_steps(PROFILES[name], ("CoCa",))
+    profile = replace(profile, stream_changes={**profile.stream_changes, "batch_size": 8})
     (result,) = reproduce(suite_of(name, profile, tmp_path))
     assert result["status"] == "finished"
     assert result["config"]["network"]["width"] == 64
     assert result["dataset"] == PROFILES[name].dataset_name
 
 
-def _first_task(*arguments: Any, original: Any = streams.split_stream) -> streams.Stream:
-    stream = original(*arguments)
-    return replace(
-        stream, segments=stream.segments[:1], tests=stream.tests[:1], test_classes=stream.test_classes[:1]
-    )
+def _first_tasks(count: int, original: Callable[..., Stream], *arguments: Any, **options: Any) -> Stream:
+    stream = original(*arguments, **options)
+    parts = {part: getattr(stream, part)[:count] for part in ("segments", "tests", "test_classes")}
+    return replace(stream, **parts)
 
 
 def test_h100_starts_on_its_real_data(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(streams, "split_stream", _tiny_tests)
+    monkeypatch.setattr(streams, "split_stream", partial(_tiny_tests, streams.split_stream))
     profile = replace(few_steps(PROFILES["h100"], ("CoCa",)), memory_sizes=(200,))
     (result,) = reproduce(suite_of("h100", profile, tmp_path, data_root=data_root))
     assert {"class_il", "task_il", "jpeg_class_il", "held_out_task_il"} <= set(result["metrics"])
 
 
-def _tiny_tests(*arguments: Any) -> streams.Stream:
-    stream = _first_task(*arguments)
+def _tiny_tests(original: Callable[..., Stream], *arguments: Any) -> Stream:
+    stream = _first_tasks(1, original, *arguments)
     few = torch.arange(8)
     further = {name: tuple(test[few] for test in tests[:1]) for name, tests in stream.further_tests.items()}
     return replace(stream, tests=tuple(test[few] for test in stream.tests), further_tests=further)

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tenfold.drum_gpt import english, smollm2
+from tenfold.drum_gpt import english, experiments, smollm2
 from tenfold.drum_gpt.config import ModelConfig, RunConfig, TrainConfig
 from tenfold.drum_gpt.corpus import pieces_of
 from tenfold.drum_gpt.english import docstrings
@@ -83,22 +83,9 @@ def test_a_finished_suite_is_not_done_again(smoke: Path) -> None:
 def test_a_killed_suite_goes_on_to_the_same_metrics(
     start: Any, kill_at: Any, smoke: Path, tmp_path: Path
 ) -> None:
-    small = (
-        "--profile",
-        "smoke",
-        "--device",
-        "cpu",
-        "-q",
-        "--workers",
-        2,
-        "--checkpoint-seconds",
-        0,
-        "--seeds",
-        0,
-        "--methods",
-        "pre-trained",
-    )
-    arguments = ("-m", "tenfold.drum_gpt", "reproduce", *small, "--output", tmp_path)
+    arguments: tuple[object, ...] = ("-m", "tenfold.drum_gpt", "reproduce", "--profile", "smoke")
+    arguments += ("--device", "cpu", "-q", "--workers", 1, "--checkpoint-seconds", 0)
+    arguments += ("--seeds", 0, "--methods", "pre-trained", "--output", tmp_path)
     kill_at("drum-gpt/smoke/pre-trained*/checkpoint.pt", *arguments, cwd=tmp_path)
     assert len(records(tmp_path)) < 3
     again = start(*arguments, cwd=tmp_path)
@@ -186,8 +173,9 @@ def test_quick_gives_both_sides_the_same_but_start_and_rate() -> None:
     assert len(quick.seeds) == 3
 
 
-def test_every_method_of_a_paper_profile_starts(tmp_path: Path) -> None:
-    """On a network of the same kind that is tiny, for two steps on whole pieces."""
+def test_every_method_of_a_paper_profile_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a network of the same kind that is tiny, for two steps on whole pieces, with a few of each split."""
+    monkeypatch.setattr(experiments, "pieces_of", lambda *arguments: pieces_of(*arguments)[:6])
     folder = tmp_path / "model"
     tokenizer = byte_tokenizer()
     sizes = {"vocab_size": len(tokenizer), "bos_token_id": 256, "eos_token_id": 256}

@@ -74,18 +74,8 @@ def test_a_finished_suite_is_not_done_again_but_by_force(smoke: Path) -> None:
 def test_a_killed_suite_goes_on_to_the_same_metrics(
     start: Any, kill_at: Any, smoke: Path, tmp_path: Path
 ) -> None:
-    arguments = (
-        "-m",
-        "tenfold.emo",
-        "reproduce",
-        "--profile",
-        "smoke",
-        "--device",
-        "cpu",
-        "-q",
-        "--workers",
-        1,
-    )
+    arguments: tuple[object, ...] = ("-m", "tenfold.emo", "reproduce", "--profile", "smoke")
+    arguments += ("--device", "cpu", "-q", "--workers", 1)
     arguments += ("--checkpoint-seconds", 0, "--seeds", 0, "--output", tmp_path)
     kill_at("emo/smoke/*/checkpoint.pt", *arguments, cwd=tmp_path)
     again = start(*arguments, cwd=tmp_path)

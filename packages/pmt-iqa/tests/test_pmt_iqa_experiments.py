@@ -99,18 +99,9 @@ def test_finished_runs_are_not_repeated_but_forced_ones_are(smoke: Path) -> None
 def test_a_killed_suite_goes_on_to_the_same_metrics(
     start: Any, kill_at: Any, smoke: Path, tmp_path: Path
 ) -> None:
-    chosen = ("--methods", "PMT-IQA", "regression", "BRISQUE", "--seeds", 0, 1)
-    small = ("--profile", "smoke", *chosen, "--device", "cpu", "-q", "--workers", 2)
-    arguments = (
-        "-m",
-        "tenfold.pmt_iqa",
-        "reproduce",
-        *small,
-        "--checkpoint-seconds",
-        0,
-        "--output",
-        tmp_path,
-    )
+    arguments: tuple[object, ...] = ("-m", "tenfold.pmt_iqa", "reproduce", "--profile", "smoke")
+    arguments += ("--device", "cpu", "-q", "--workers", 1, "--checkpoint-seconds", 0)
+    arguments += ("--seeds", 0, 1, "--methods", "PMT-IQA", "regression", "BRISQUE", "--output", tmp_path)
     kill_at("pmt-iqa/smoke/*/checkpoint.pt", *arguments, cwd=tmp_path)
     assert len(records(tmp_path)) < 6
     again = start(*arguments, cwd=tmp_path)

@@ -156,17 +156,9 @@ def test_finished_runs_are_not_repeated_but_forced_ones_are(smoke: Path) -> None
 def test_a_killed_suite_goes_on_to_the_same_metrics(
     start: Any, kill_at: Any, smoke: Path, tmp_path: Path
 ) -> None:
-    small = ("--profile", "smoke", "--seeds", 1, "--device", "cpu", "-q", "--workers", 1)
-    arguments = (
-        "-m",
-        "tenfold.reliant",
-        "reproduce",
-        *small,
-        "--checkpoint-seconds",
-        0,
-        "--output",
-        tmp_path,
-    )
+    arguments: tuple[object, ...] = ("-m", "tenfold.reliant", "reproduce", "--profile", "smoke")
+    arguments += ("--device", "cpu", "-q", "--workers", 1)
+    arguments += ("--checkpoint-seconds", 0, "--seeds", 1, "--output", tmp_path)
     kill_at("reliant/smoke/german-cpf-gcn-sp-vanilla-seed1/result.json", *arguments, cwd=tmp_path)
     assert len(records(tmp_path)) < len(records(smoke))
     again = start(*arguments, cwd=tmp_path)
